@@ -1,0 +1,71 @@
+"""PyTorch-first data loading: one fluent chain that gives every sample to every rank, fast, exactly once.
+
+from squirrel_torch import IterableSource
+
+IterableSource(store.keys()).shuffle(1000).split_by_rank().async_map(store.get).map(augment)
+    .split_by_worker().batched(64).to_torch_iterable()
+"""
+
+from squirrel_torch.errors import (
+    ClosedRunError,
+    ExhaustedSourceError,
+    MissingDependencyError,
+    PipelineError,
+    PyTorchSplittingException,
+    SampleEncodingError,
+    SampleNotFoundError,
+    ShardingError,
+    SquirrelTorchError,
+    StoreError,
+)
+from squirrel_torch.iterstream import (
+    Composable,
+    Context,
+    FilePathGenerator,
+    IterableSamplerSource,
+    IterableSource,
+    Multiplexer,
+    MultiplexingStrategy,
+    Run,
+    Split,
+    SplitByRank,
+    SplitByWorker,
+    Stage,
+    TorchIterable,
+)
+from squirrel_torch.metrics import MetricsConf
+from squirrel_torch.sharding import Shard
+from squirrel_torch.storage import MemoryStore, Store, Written
+
+__all__ = [
+    "ClosedRunError",
+    "Composable",
+    "Context",
+    "ExhaustedSourceError",
+    "FilePathGenerator",
+    "IterableSamplerSource",
+    "IterableSource",
+    "MemoryStore",
+    "MetricsConf",
+    "MissingDependencyError",
+    "Multiplexer",
+    "MultiplexingStrategy",
+    "PipelineError",
+    "PyTorchSplittingException",
+    "Run",
+    "SampleEncodingError",
+    "SampleNotFoundError",
+    "Shard",
+    "ShardingError",
+    "Split",
+    "SplitByRank",
+    "SplitByWorker",
+    "SquirrelTorchError",
+    "Stage",
+    "Store",
+    "StoreError",
+    "TorchIterable",
+    "Written",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,80 @@
+"""Every exception of the package.
+
+    SquirrelTorchError
+    |-- PipelineError              the chain is wrong, or was used in a way that it can't serve
+    |   |-- ShardingError          a needed split is missing or done twice, or the rank can't be read
+    |   |-- ExhaustedSourceError   a one-shot source was asked for a second pass
+    |   `-- ClosedRunError         a run was asked for more after it had been closed
+    |-- StoreError                 a store can't do what it was asked
+    |   |-- SampleNotFoundError    no sample under this key (also a KeyError)
+    |   `-- SampleEncodingError    the sample holds something a store can't keep (also a TypeError)
+    `-- MissingDependencyError     an optional package is not installed (also an ImportError)
+
+Wrong arguments are plain ``ValueError`` and ``TypeError``, raised on the line that wrote them. An exception of a user's
+callback is never wrapped: it keeps its type and traceback and gains one note.
+"""
+
+__all__ = [
+    "ClosedRunError",
+    "ExhaustedSourceError",
+    "MissingDependencyError",
+    "PipelineError",
+    "PyTorchSplittingException",
+    "SampleEncodingError",
+    "SampleNotFoundError",
+    "ShardingError",
+    "SquirrelTorchError",
+    "StoreError",
+]
+
+
+class SquirrelTorchError(Exception):
+    """Base of all errors that this package raises by itself."""
+
+
+class PipelineError(SquirrelTorchError):
+    """The chain is wrong, or was used in a way that it can't serve."""
+
+
+class ShardingError(PipelineError):
+    """A needed split by rank or worker is missing or done twice, or the own place can't be read."""
+
+
+class ExhaustedSourceError(PipelineError):
+    """A source that can be read only once (a generator, an open file) was asked for a second pass."""
+
+
+class ClosedRunError(PipelineError):
+    """A run was asked for more items after it had been closed or interrupted."""
+
+
+class StoreError(SquirrelTorchError):
+    """A store can't do what it was asked."""
+
+
+class SampleNotFoundError(StoreError, KeyError):
+    """The store holds no sample under this key."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument, which would quote the whole message.
+        return str(self.args[0])
+
+
+class SampleEncodingError(StoreError, TypeError):
+    """A sample holds something that a store can't keep; the message names the place and the type."""
+
+
+class MissingDependencyError(SquirrelTorchError, ImportError):
+    """An optional package is needed and not installed; the message is the pip line that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'squirrel_torch[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type["MissingDependencyError"], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
+
+
+PyTorchSplittingException = ShardingError
+"""The name that squirrel-core gave to this error."""

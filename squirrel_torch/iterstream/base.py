@@ -1,0 +1,749 @@
+"""The fluent surface: what a user writes between the source and the training loop."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+
+from squirrel_torch.checks import require_at_least
+from squirrel_torch.errors import PipelineError, ShardingError
+from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, plain_state
+from squirrel_torch.iterstream.oneshot import OneShot
+from squirrel_torch.iterstream.portable import by_value, from_portable, importable, to_portable
+from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
+from squirrel_torch.iterstream.stage import Context, Split, Stage
+from squirrel_torch.iterstream.stages import (
+    AsyncMap,
+    Batched,
+    DaskMap,
+    Filter,
+    FlatMap,
+    Flatten,
+    Loop,
+    Map,
+    Monitored,
+    NumbaMap,
+    Piped,
+    RankSplit,
+    Shuffled,
+    Skip,
+    Sliding,
+    SplitStage,
+    Take,
+    Tqdm,
+    WorkerSplit,
+    ZipIndex,
+)
+from squirrel_torch.metrics import MetricsConf, MetricsType
+from squirrel_torch.seeding import Seed, resolve_seed
+from squirrel_torch.sharding import Shard
+from squirrel_torch.storage import Store, Written, store_writer
+
+if TYPE_CHECKING:
+    import random
+    from types import ModuleType
+
+    from squirrel_torch.execution import ExecutorLike
+    from squirrel_torch.iterstream.torch_composables import TorchIterable
+
+__all__ = ["Composable"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+U = TypeVar("U")
+P = ParamSpec("P")
+
+
+class Placed(Protocol):
+    """What `compose` can put onto a stream."""
+
+    def source_(self, source: Any) -> Any:
+        """Set the source and return the object itself."""
+
+
+C = TypeVar("C", bound=Placed)
+
+
+def _call_site() -> str | None:
+    """The line of the user's code that called into this package."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("squirrel_torch."):
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Composable(DataPipe[T_co]):
+    """A stream of items that can be chained: the source, and what happens to its items, one method after the other.
+
+    A chain only describes. Iterating it starts a run, and each run starts afresh: two at a time do not disturb each
+    other. Each pass over a composable is a new epoch, with a new order where something is shuffled; see `run` and
+    `set_epoch` to say which.
+
+    A subclass with an `__iter__` of its own, best a generator over `self.source`, is a stage too; put it into a chain
+    with `compose`.
+
+    Args:
+        source: What the items come from: another composable, an iterable, a callable that gives an iterable.
+        stage: What is done to them.
+    """
+
+    # The run executes a subclass's own `__iter__` on a view: an object with the same __dict__ whose source is the run's.
+    # A slot, so that it is not shared by that __dict__.
+    __slots__ = ("_view",)
+    _view: tuple[Any]
+
+    _custom: ClassVar[bool] = False
+    """Whether the class writes its own `__iter__`."""
+
+    def __init__(
+        self,
+        source: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+        stage: Stage[Any, T_co] | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self._stage = stage
+        self._site = _call_site()
+        self._next_epoch = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__iter__" in cls.__dict__:
+            cls._custom = True
+            setattr(cls, "__iter__", _entry(cls.__dict__["__iter__"]))  # noqa: B010  # mypy forbids the assignment
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Any:
+        """What the items come from. Inside a subclass's `__iter__` it is the stream of that very run."""
+        return self._view[0] if self._is_view else self.__dict__.get("_source")
+
+    @source.setter
+    def source(self, source: Any) -> None:
+        one_shot = isinstance(source, Iterator) and not is_datapipe(source)
+        self._source = OneShot(source) if one_shot else source
+
+    def source_(self, source: Iterable[Any] | Callable[[], Iterable[Any]]) -> Self:
+        """Set the source and return the composable itself."""
+        self.source = source
+        self._site = _call_site()
+        self._check_splits()
+        return self
+
+    @property
+    def _is_view(self) -> bool:
+        try:
+            self._view  # noqa: B018
+        except AttributeError:
+            return False
+        return True
+
+    @property
+    def _splits(self) -> Split:
+        """The axes along which this place of the chain divides the stream."""
+        stage = self.__dict__.get("_stage")
+        return Split.NONE if stage is None else stage.splits
+
+    @property
+    def _draws(self) -> bool:
+        """Whether this place of the chain uses random numbers."""
+        stage = self.__dict__.get("_stage")
+        return stage is not None and stage.draws
+
+    @property
+    def _holds(self) -> bool:
+        """Whether this place of the chain pulls items ahead of those it gives."""
+        stage = self.__dict__.get("_stage")
+        return stage is None or stage.holds
+
+    @property
+    def _owner(self) -> object:
+        """The object that is `self` in the code of this place of the chain."""
+        stage = self.__dict__.get("_stage")
+        return self if stage is None else stage
+
+    def _describe(self) -> str:
+        """This place of the chain in few words, callables by their name."""
+        stage = self.__dict__.get("_stage")
+        return type(self).__name__ if stage is None else stage.describe()
+
+    def __repr__(self) -> str:
+        return " > ".join(link._describe() for link in self._links())
+
+    __str__ = __repr__
+
+    def _links(self) -> list[Composable[Any]]:
+        """The places of the chain, from the source to this one."""
+        links: list[Composable[Any]] = []
+        node: Any = self
+        while isinstance(node, Composable):
+            links.append(node)
+            node = node.source
+        if node is not None and "_stage" in links[-1].__dict__ and links[-1]._stage is not None:
+            from squirrel_torch.iterstream.source import IterableSource
+
+            links.append(IterableSource(node))
+        return links[::-1]
+
+    def _check_splits(self) -> None:
+        """Raise ShardingError if the stream is divided twice along one axis."""
+        done = Split.NONE
+        for link in self._links():
+            if again := done & link._splits:
+                axis = "rank" if again & Split.RANK else "worker"
+                raise ShardingError(
+                    f"the stream is split by {axis} twice, the second time by {link._describe()}: each process would get a "
+                    f"share of its share, and the rest would be lost; keep one split by {axis}"
+                )
+            done |= link._splits
+
+    def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
+        """The iterator of this place of a run; see `run.Link`."""
+        stage = self.__dict__.get("_stage")
+        if stage is None:
+            return shard.of(self._open_view(upstream))
+        if isinstance(stage, SplitStage):
+            return upstream.part(shard.within(stage.shard()))
+        return shard.of(stage.start(upstream, context))
+
+    def _open_view(self, upstream: Upstream[Any]) -> Iterator[Any]:
+        if not self._custom:
+            raise PipelineError(f"{type(self).__name__} has neither a stage nor an __iter__ of its own: it gives no items")
+        view = object.__new__(type(self))
+        view.__dict__ = self.__dict__
+        view._view = (upstream if isinstance(self.source, Composable) else self.source,)
+        return iter(view)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[T_co]:
+        """Start a run, in the epoch after that of the last one."""
+        return self.run()
+
+    def run(self, epoch: int | None = None) -> Run[T_co]:
+        """Start a run: an iterator that can be closed, also by ``with``.
+
+        Args:
+            epoch: The number of the epoch, which decides every shuffle and mix. By default each run that is asked for
+                an item takes the next one, from 0.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> with IterableSource(range(10)).map(str).run() as run:
+            ...     next(run), next(run)
+            ('0', '1')
+        """
+        if epoch is not None:
+            require_at_least("epoch", epoch, 0)
+        return Run(self._links(), self._claim_epoch if epoch is None else lambda: epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next run is; those after it go on from there."""
+        require_at_least("epoch", epoch, 0)
+        self._next_epoch = epoch
+
+    def _claim_epoch(self) -> int:
+        epoch: int = self.__dict__.get("_next_epoch", 0)
+        self._next_epoch = epoch + 1
+        return epoch
+
+    def join(self) -> None:
+        """Pull all items through the stream and drop them."""
+        for _ in self:
+            pass
+
+    def collect(self) -> list[T_co]:
+        """All items of the stream, in a list."""
+        return list(self)
+
+    # -- putting things onto the stream -------------------------------------------------------------------------------
+
+    def then(self, stage: Stage[Any, U]) -> Composable[U]:
+        """Put a stage behind this stream: the door for stages of your own.
+
+        Args:
+            stage: Describes what is done to the items; see `squirrel_torch.Stage`.
+
+        Raises:
+            TypeError: If it is not a stage.
+            ShardingError: If it splits the stream along an axis along which it is split already.
+        """
+        if not isinstance(stage, Stage):
+            raise TypeError(
+                f"stage must be a Stage, got {stage!r}; functions go through map or to, composables through compose"
+            )
+        composed: Composable[U] = Composable(self, stage)
+        composed._check_splits()
+        return composed
+
+    def compose(self, constructor: Callable[P, C], *args: P.args, **kw: P.kwargs) -> C:
+        """Put a composable of your own behind this stream.
+
+        Args:
+            constructor: A subclass of `Composable`, or a partial of one. It is called with the other arguments, and the
+                result gets this stream as its source.
+            *args: Passed to `constructor`.
+            **kw: Passed to `constructor`.
+
+        Raises:
+            ValueError: If the constructor's own `__init__` takes a `source`: this method is what sets it.
+            TypeError: If what it makes is not a composable.
+
+        Example:
+            >>> from squirrel_torch import Composable, IterableSource
+            >>> class Numbered(Composable):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...     def __iter__(self):
+            ...         for i in iter(self.source):
+            ...             yield f"_{i}", i
+            >>> IterableSource([1, 2]).compose(Numbered).collect()
+            [('_1', 1), ('_2', 2)]
+        """
+        kind = constructor.func if isinstance(constructor, functools.partial) else constructor
+        if "source" in kw or ("__init__" in getattr(kind, "__dict__", {}) and "source" in signature(kind.__init__).parameters):
+            raise ValueError(
+                f"{getattr(kind, '__name__', kind)} must not take a source of its own: compose gives it this stream as its "
+                "source; leave the argument out of its __init__"
+            )
+        composed = constructor(*args, **kw)
+        if not callable(getattr(composed, "source_", None)):
+            raise TypeError(
+                f"compose needs a constructor of Composables, {kind!r} made a {type(composed).__name__}; stages go through then"
+            )
+        placed: C = composed.source_(self)
+        return placed
+
+    def to(self, f: Callable[Concatenate[Iterator[T_co], P], Iterator[U]], *args: P.args, **kw: P.kwargs) -> Composable[U]:
+        """Put a function from iterator to iterator behind this stream.
+
+        Args:
+            f: Called once a run, with the iterator of this stream. Best a generator function.
+            *args: Passed to `f`, behind the iterator.
+            **kw: Passed to `f`.
+
+        Example:
+            >>> from itertools import pairwise
+            >>> from squirrel_torch import IterableSource
+            >>> IterableSource([1, 2, 3]).to(pairwise).collect()
+            [(1, 2), (2, 3)]
+        """
+        return self.then(Piped(f, args, kw))
+
+    # -- item by item -------------------------------------------------------------------------------------------------
+
+    @overload
+    def map(self, callback: Callable[[T_co], U]) -> Composable[U]: ...
+
+    @overload
+    def map(self, callback: Callable[Concatenate[T_co, ...], U], **kw: Any) -> Composable[U]: ...
+
+    def map(self, callback: Callable[..., U], **kw: Any) -> Composable[U]:
+        """Replace each item by what `callback` gives for it.
+
+        Args:
+            callback: Called with each item.
+            **kw: Passed to `callback` with each item. An argument that is itself called `callback` goes by
+                `functools.partial`.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> IterableSource([1, 2, 3]).map(lambda x: x + 1).collect()
+            [2, 3, 4]
+        """
+        return self.then(Map(_with(callback, kw)))
+
+    def filter(self, predicate: Callable[[T_co], object]) -> Composable[T_co]:
+        """Keep the items for which `predicate` is true."""
+        return self.then(Filter(predicate))
+
+    def flatten(self: Composable[Iterable[U]]) -> Composable[U]:
+        """Give the items of the items, one by one."""
+        return self.then(Flatten())
+
+    @overload
+    def flat_map(self, callback: Callable[[T_co], Iterable[U]]) -> Composable[U]: ...
+
+    @overload
+    def flat_map(self, callback: Callable[Concatenate[T_co, ...], Iterable[U]], **kw: Any) -> Composable[U]: ...
+
+    def flat_map(self, callback: Callable[..., Iterable[U]], **kw: Any) -> Composable[U]:
+        """Replace each item by all the items of what `callback` gives for it: none, one or many.
+
+        Args:
+            callback: Called with each item; returns an iterable, or is a generator function.
+            **kw: Passed to `callback` with each item.
+        """
+        return self.then(FlatMap(_with(callback, kw)))
+
+    @overload
+    def async_map(
+        self, callback: Callable[[T_co], U], buffer: int = 100, max_workers: int | None = None, executor: ExecutorLike = None
+    ) -> Composable[U]: ...
+
+    @overload
+    def async_map(
+        self,
+        callback: Callable[Concatenate[T_co, ...], U],
+        buffer: int = 100,
+        max_workers: int | None = None,
+        executor: ExecutorLike = None,
+        **kw: Any,
+    ) -> Composable[U]: ...
+
+    def async_map(
+        self,
+        callback: Callable[..., U],
+        buffer: int = 100,
+        max_workers: int | None = None,
+        executor: ExecutorLike = None,
+        **kw: Any,
+    ) -> Composable[U]:
+        """Like `map`, many items at once. The order is kept.
+
+        Args:
+            callback: Called with each item, in another thread or process.
+            buffer: At most this many items are in flight.
+            max_workers: Threads of the pool that is opened where no executor is given; None is Python's default.
+                An executor that is given has its own number.
+            executor: Where the callback runs. None or "thread": a pool of threads, opened when a run starts and gone when
+                it ends; "numba": the callback compiled by numba, in the caller's thread. Or a live
+                `concurrent.futures.Executor` or `dask.distributed.Client`: it may be shared between stages and is not closed.
+            **kw: Passed to `callback` with each item. Arguments that have the name of one of the above go by
+                `functools.partial`.
+
+        Leaving a run early cancels what has not been started, and waits for the callbacks that are running.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> IterableSource([1, 2, 3]).async_map(lambda x: x ** 2).collect()
+            [1, 4, 9]
+        """
+        return self.then(AsyncMap(_with(callback, kw), buffer, max_workers, executor))
+
+    def numba_map(self, callback: Callable[[T_co], U]) -> Composable[U]:
+        """Like `map`, the callback compiled by numba (extra `numba`) at its first call.
+
+        Pays for callbacks that loop over numbers in Python; numpy code gains little. What numba can't compile runs as plain
+        Python, after one warning in the log that says why.
+
+        Args:
+            callback: A Python function of arrays and numbers.
+
+        Raises:
+            MissingDependencyError: If numba is not installed.
+        """
+        return self.then(NumbaMap(callback))
+
+    def dask_map(self, callback: Callable[[T_co], Any] | Callable[Concatenate[T_co, ...], Any], **kw: Any) -> Composable[Any]:
+        """Replace each item by a `dask.delayed` of `callback` and the item: nothing is computed yet.
+
+        Args:
+            callback: Called by dask with each item.
+            **kw: Passed to `callback` with each item.
+
+        Raises:
+            MissingDependencyError: If dask is not installed (extra `dask`).
+        """
+        from squirrel_torch.execution.dask import require_dask
+
+        require_dask()
+        return self.then(DaskMap(_with(callback, kw)))
+
+    def materialize_dask(self, buffer: int = 10, max_workers: int | None = None) -> Composable[Any]:
+        """Compute the `dask.delayed` objects of the stream, several at once, in order.
+
+        Args:
+            buffer: At most this many are being computed.
+            max_workers: Threads that wait for dask; None is Python's default.
+
+        Raises:
+            MissingDependencyError: If dask is not installed (extra `dask`).
+        """
+        from squirrel_torch.execution.dask import compute, require_dask
+
+        require_dask()
+        return self.async_map(compute, buffer, max_workers)
+
+    # -- several items at once ----------------------------------------------------------------------------------------
+
+    @overload
+    def batched(
+        self, batchsize: int, collation_fn: None = None, drop_last_if_not_full: bool = True
+    ) -> Composable[list[T_co]]: ...
+
+    @overload
+    def batched(
+        self, batchsize: int, collation_fn: Callable[[list[T_co]], U], drop_last_if_not_full: bool = True
+    ) -> Composable[U]: ...
+
+    def batched(
+        self,
+        batchsize: int,
+        collation_fn: Callable[[list[T_co]], Any] | None = None,
+        drop_last_if_not_full: bool = True,
+    ) -> Composable[Any]:
+        """Gather items into lists.
+
+        Args:
+            batchsize: Items of a batch.
+            collation_fn: Makes of the list what is given instead of it, such as
+                `torch.utils.data.default_collate`.
+            drop_last_if_not_full: Drop the last batch if it has fewer items. Behind a split every rank and worker has a
+                last batch of its own.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> IterableSource(range(5)).batched(2, drop_last_if_not_full=False).collect()
+            [[0, 1], [2, 3], [4]]
+        """
+        return self.then(Batched(batchsize, collation_fn, drop_last_if_not_full))
+
+    def sliding(
+        self,
+        window_size: int,
+        *,
+        deepcopy: bool,
+        stride: int = 1,
+        drop_last_if_not_full: bool = True,
+        min_window_size: int = 1,
+        fill_nan_on_partial: bool = False,
+    ) -> Composable[list[T_co | None]]:
+        """Give windows over the stream: lists of neighbouring items.
+
+        Args:
+            window_size: Items of a window.
+            deepcopy: Whether windows hold copies of the items. Say True if later steps change items, since neighbouring
+                windows share them otherwise. A copy costs time.
+            stride: Items from the start of a window to that of the next, at most `window_size`.
+            drop_last_if_not_full: Whether windows that reach over the end of the stream are left out.
+            min_window_size: Of those, give the ones with at least this many items.
+            fill_nan_on_partial: Of those, give all, filled up with None. Takes precedence over `min_window_size`.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> IterableSource("abcd").sliding(3, deepcopy=False, stride=2, drop_last_if_not_full=False).collect()
+            [['a', 'b', 'c'], ['c', 'd']]
+        """
+        return self.then(Sliding(window_size, deepcopy, stride, drop_last_if_not_full, min_window_size, fill_nan_on_partial))
+
+    # -- order and choice ---------------------------------------------------------------------------------------------
+
+    def shuffle(
+        self,
+        size: int | None = 1000,
+        *,
+        initial: int = 100,
+        rng: random.Random | ModuleType | None = None,
+        seed: Seed = None,
+    ) -> Composable[T_co]:
+        """Shuffle the stream through a buffer.
+
+        The order is a function of seed and epoch, and of nothing else: it is the same on all ranks and workers, so that a
+        split behind it deals out each item once, and a new one in each epoch.
+
+        Args:
+            size: Items that the buffer holds; None is 1000. Below 2 there is nothing to shuffle.
+            initial: Give the first item once the buffer holds this many; more make the head of the stream more random.
+            rng: A seed is drawn from it, now. The generator is not used afterwards, and never re-seeded.
+            seed: By default `squirrel_torch.seeding.DEFAULT_SEED`, on every rank.
+
+        Raises:
+            ValueError: If both `rng` and `seed` are given, or `size` is negative or `initial` below 1.
+        """
+        size = 1000 if size is None else size
+        require_at_least("size", size, 0)
+        require_at_least("initial", initial, 1)
+        resolved = resolve_seed(seed, rng)
+        return self if size < 2 else self.then(Shuffled(size, initial, resolved))
+
+    def take(self, n: int | None) -> Composable[T_co]:
+        """Give the first `n` items; all of them if `n` is None. No more than `n` are asked for."""
+        return self if n is None else self.then(Take(n))
+
+    def skip(self, n: int) -> Composable[T_co]:
+        """Leave out the first `n` items."""
+        return self.then(Skip(n))
+
+    def loop(self, n: int | None = None) -> Composable[T_co]:
+        """Give the stream `n` times, for ever if `n` is None. Each pass is shuffled differently.
+
+        Ends early if a pass gives nothing. A source that can be read only once raises ExhaustedSourceError in the second
+        pass.
+        """
+        return self.then(Loop(n))
+
+    @overload
+    def zip_index(self, pad_length: None = None) -> Composable[tuple[int, T_co]]: ...
+
+    @overload
+    def zip_index(self, pad_length: int) -> Composable[tuple[str, T_co]]: ...
+
+    def zip_index(self, pad_length: int | None = None) -> Composable[Any]:
+        """Give (index, item), the index counted from 0 in each pass.
+
+        Args:
+            pad_length: Give the index as text, with zeros in front up to this length.
+        """
+        return self.then(ZipIndex(pad_length))
+
+    # -- stores -------------------------------------------------------------------------------------------------------
+
+    def prefetch(self: Composable[str], store: Store, buffer: int = 100, max_workers: int | None = None) -> Composable[Any]:
+        """Replace each key of the stream by its sample, fetched ahead by a pool of threads, in order.
+
+        Args:
+            store: Where the samples are.
+            buffer: At most this many are fetched ahead.
+            max_workers: Threads of the pool; None is Python's default.
+        """
+        return self.async_map(store.get, buffer, max_workers)
+
+    def sink(self, store: Store, buffer: int = 100, max_workers: int | None = None) -> Written:
+        """Write all items of the stream into a store, now, by a pool of threads.
+
+        Args:
+            store: Gives each sample a key of its own.
+            buffer: At most this many samples are being written.
+            max_workers: Threads of the pool; None is Python's default.
+
+        Returns:
+            How many samples were written.
+
+        Raises:
+            SampleEncodingError: If a sample holds something that the store can't keep.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> from squirrel_torch.storage import MemoryStore
+            >>> IterableSource([1, 2, 3]).sink(MemoryStore())
+            Written(samples=3)
+        """
+        written = self.async_map(store_writer(store), buffer, max_workers)
+        return Written(samples=sum(1 for _ in written))
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def tqdm(self, **kw: Any) -> Composable[T_co]:
+        """Show a progress bar while items pass.
+
+        Args:
+            **kw: Passed to `tqdm.tqdm`.
+        """
+        return self.then(Tqdm(kw))
+
+    def monitor(
+        self,
+        callback: Callable[[MetricsType], Any] | Callable[Concatenate[MetricsType, ...], Any],
+        prefix: str | None = None,
+        metrics_conf: MetricsConf = MetricsConf(),  # noqa: B008  # frozen
+        window_size: int = 5,
+        every: float = 1.0,
+        **kw: Any,
+    ) -> Composable[T_co]:
+        """Measure the rate at which items pass here, and tell it to a logger.
+
+        The figures are of all steps before this one together, and of the consumer's speed where that is the slower one.
+        A stream that gives any item reports at least once, at its end.
+
+        Args:
+            callback: Called with a dict of metric names and numbers: `wandb.log`, `mlflow.log_metrics` or any other.
+            prefix: Stands before the names, so that several monitors of one run can be told apart.
+            metrics_conf: Which metrics are measured, in which unit.
+            window_size: Figures are averages over at least this many items.
+            every: Seconds between two reports, at least. 0 reports after every `window_size` items.
+            **kw: Passed to `callback` with each report.
+
+        Raises:
+            ValueError: If `window_size` is below 1 or `every` below 0.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> reports = []
+            >>> IterableSource(range(3)).monitor(reports.append, prefix="raw ").join()
+            >>> sorted(reports[0])
+            ['raw IOPS number/s', 'raw throughput MB/s']
+        """
+        return self.then(Monitored(callback, prefix or "", metrics_conf, window_size, every, kw))
+
+    # -- torch --------------------------------------------------------------------------------------------------------
+
+    def split_by_rank(self, torch_dist_group: Any = None) -> Composable[T_co]:
+        """Keep this rank's share: every world-size-th item, from item `rank` on.
+
+        Rank and world size are read when the stream starts, from the process group, or from RANK and WORLD_SIZE where none
+        is initialized. All that stands before the split must be the same on all ranks.
+
+        Args:
+            torch_dist_group: A process group of torch.distributed; None is the default group.
+
+        Raises:
+            ShardingError: If the stream is split by rank already; when it starts, if the rank can't be read.
+        """
+        return self.then(RankSplit(torch_dist_group))
+
+    def split_by_worker(self) -> Composable[T_co]:
+        """Keep the share of this DataLoader worker: every n-th item of n workers, from item `worker id` on.
+
+        Raises:
+            ShardingError: If the stream is split by worker already.
+        """
+        return self.then(WorkerSplit())
+
+    def split_by_rank_pytorch(self, torch_dist_group: Any = None) -> Composable[T_co]:
+        """`split_by_rank`, by the name that squirrel-core gave to it."""
+        return self.split_by_rank(torch_dist_group)
+
+    def split_by_worker_pytorch(self) -> Composable[T_co]:
+        """`split_by_worker`, by the name that squirrel-core gave to it."""
+        return self.split_by_worker()
+
+    def to_torch_iterable(
+        self, enforce_rank_check: bool | None = None, enforce_worker_check: bool | None = None
+    ) -> TorchIterable[T_co]:
+        """End the chain with what a `torch.utils.data.DataLoader` takes; see `TorchIterable`.
+
+        Args:
+            enforce_rank_check: What to do about ranks if the stream is not split by rank. None: split it here if it has no
+                split at all, refuse it if it is split by worker alone. True: refuse it. False: do nothing, each rank gets
+                all.
+            enforce_worker_check: The same for the workers of the DataLoader.
+        """
+        from squirrel_torch.iterstream.torch_composables import TorchIterable
+
+        return self.compose(TorchIterable, enforce_rank_check, enforce_worker_check)
+
+    # -- pickling -----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        shown = graph_state(self.__dict__)
+        return to_portable(plain_state(self.__dict__)) if shown is None else shown
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(from_portable(state))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if importable(type(self)) or graph_state({}) is not None:
+            return super().__reduce_ex__(protocol)
+        # A class of a function's body or of a notebook: it travels by value.
+        return (*by_value(type(self)), self.__getstate__())
+
+
+def _with(callback: Callable[..., U], kwargs: Mapping[str, Any]) -> Callable[..., U]:
+    return functools.partial(callback, **kwargs) if kwargs else callback
+
+
+def _entry(own: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """`__iter__` of a subclass: a run for whoever iterates the composable, the own code for the run."""
+
+    @functools.wraps(own)
+    def entry(self: Composable[Any]) -> Iterator[Any]:
+        return own(self) if self._is_view else self.run()
+
+    return entry

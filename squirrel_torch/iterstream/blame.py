@@ -1,0 +1,163 @@
+"""Which stage, written where, on which item: the one note that an exception gains on its way out of a run.
+
+It is found from the traceback after the fact, so no stage pays for it while items flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dis import opmap
+from types import FrameType, GeneratorType, TracebackType
+from typing import Any, Protocol
+
+from squirrel_torch.iterstream.describe import describe_item
+
+__all__ = ["NOTE_PREFIX", "NamedLink", "Opened", "add_note"]
+
+NOTE_PREFIX = "squirrel_torch: "
+
+_PULLS = frozenset(opmap[name] for name in ("FOR_ITER", "SEND"))
+
+
+class NamedLink(Protocol):
+    """What a message says of one place of a chain."""
+
+    @property
+    def _holds(self) -> bool:
+        """Whether it pulls items ahead of those it gives."""
+
+    @property
+    def _owner(self) -> object:
+        """The object that is `self` in the frames of the link's own code."""
+
+    @property
+    def _site(self) -> str | None:
+        """Where the user wrote it, `file:line`."""
+
+    def _describe(self) -> str:
+        """What it is, in few words."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An iterator of a run, the link it belongs to, and the place of that link in the chain, the source's being 0."""
+
+    link: NamedLink
+    iterator: Iterator[Any]
+    place: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a generator that has run to its end."""
+        return isinstance(self.iterator, GeneratorType) and self.iterator.gi_frame is None
+
+    def runs_in(self, frame: FrameType) -> bool:
+        """Whether `frame` executes this link's code."""
+        if (
+            isinstance(self.iterator, GeneratorType)
+            and self.iterator.gi_code is frame.f_code
+            and self._is_generator_of_function
+        ):
+            return True
+        mine = frame.f_locals.get("self")
+        # A composable runs as a view of itself that shares its __dict__.
+        return mine is not None and (
+            mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
+        )
+
+    @property
+    def _is_generator_of_function(self) -> bool:
+        # Methods are told apart by their `self`: two stages of one class share the code.
+        code = self.iterator.gi_code  # type: ignore[attr-defined]  # a generator, as the caller saw
+        return "self" not in code.co_varnames[: code.co_argcount]
+
+    @property
+    def position(self) -> int | None:
+        """The index of the item it gave last, where its generator keeps count."""
+        frame = self.iterator.gi_frame if isinstance(self.iterator, GeneratorType) else None
+        return None if frame is None else _position(frame)
+
+
+def add_note(error: Exception, opened: Sequence[Opened], reads: Mapping[int, Callable[[], int]], branch: str = "") -> None:
+    """Add one note to `error`: the stage, its call site, the position of the item.
+
+    Args:
+        error: As it came out of the run, with its traceback.
+        opened: The iterators of the run, in the order of their opening.
+        reads: For each source, by its id, a function that gives the number of items read. Called once at most.
+        branch: Which branch of a mix these iterators are; empty for the main chain. An error that comes from elsewhere is
+            not the branch's to explain.
+    """
+    if not opened or any(note.startswith(NOTE_PREFIX) for note in getattr(error, "__notes__", ())):
+        return  # a run inside this one has said it already
+    found = _find(error.__traceback__, opened)
+    if found is None and branch:
+        return
+    culprit, frame = found or (max(opened, key=lambda entry: entry.place), None)
+    # Of a link that was opened several times, the latest iterator.
+    chain = {entry.place: entry for entry in opened}
+    where = f"in stage {culprit.place} of {max(chain)}" if culprit.place else "in the source"
+    site = f", written at {culprit.link._site}" if culprit.link._site else ""
+    item = _item(frame)
+    which = _which_item(culprit, frame, chain, reads)
+    error.add_note(f"{NOTE_PREFIX}{branch}{where}, {culprit.link._describe()}{site}{which}{item}")
+
+
+def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Opened, FrameType | None] | None:
+    """The link whose code raised and its innermost frame; None if no code of these links ran."""
+    found, innermost, last = None, None, None
+    while traceback is not None:
+        frame, last = traceback.tb_frame, traceback
+        # Frames go from the head to the source, so one stage that stands twice in a chain is met in that order.
+        inside = [entry for entry in opened if (found is None or entry.place <= found.place) and entry.runs_in(frame)]
+        further = [entry for entry in inside if found is None or entry.place < found.place]
+        if further:
+            found = max(further, key=lambda entry: entry.place)
+        if inside:
+            innermost = traceback
+        traceback = traceback.tb_next
+    if found is None or innermost is None or last is None:
+        return None
+    if innermost is last and found.place > 0 and last.tb_frame.f_code.co_code[last.tb_lasti] in _PULLS:
+        # The stage was asking for an item and no Python code below it ran: what raised is an iterator written in C.
+        below = [entry for entry in opened if entry.place == found.place - 1]
+        return below[-1], None
+    return found, innermost.tb_frame
+
+
+def _which_item(
+    culprit: Opened, frame: FrameType | None, chain: Mapping[int, Opened], reads: Mapping[int, Callable[[], int]]
+) -> str:
+    source = chain.get(0)
+    count = reads.get(id(source.link)) if source is not None else None
+    if culprit.place == 0:
+        return "" if count is None else f", reading item {count()}"
+    position = None if frame is None else _position(frame)
+    if position is not None:
+        return f", on item {position}"
+    for place in range(culprit.place - 1, 0, -1):
+        entry = chain[place]
+        if entry.position is not None:
+            return f", on item {entry.position} of {entry.link._describe()}"
+        if entry.link._holds:
+            break
+    else:
+        if count is not None and source is not None:
+            return f", on item {count() - 1} of {source.link._describe()}"
+        return ""
+    return "" if count is None or source is None else f", after {count()} items of {source.link._describe()} were read"
+
+
+def _position(frame: FrameType) -> int | None:
+    position = frame.f_locals.get("position")
+    return position if isinstance(position, int) else None
+
+
+def _item(frame: FrameType | None) -> str:
+    if frame is None or "item" not in frame.f_locals:
+        return ""
+    try:
+        return f": {describe_item(frame.f_locals['item'])}"
+    except Exception as error:  # noqa: BLE001  # a repr that fails must not replace the error it should explain
+        return f": (its repr raises {type(error).__name__})"

@@ -1,0 +1,64 @@
+"""Pipelines on their way to other processes: what plain pickle can't carry goes by cloudpickle."""
+
+import sys
+from types import FunctionType
+from typing import Any
+
+__all__ = ["by_value", "from_portable", "importable", "to_portable"]
+
+
+class _ByValue:
+    """A callable as cloudpickle's bytes. They only ever travel between processes of one job, never to storage."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def load(self) -> Any:
+        import cloudpickle
+
+        return cloudpickle.loads(self.data)
+
+
+def importable(thing: Any) -> bool:
+    """Whether plain pickle can name this function or class, so that the other process imports it."""
+    found: Any = sys.modules.get(thing.__module__)
+    for name in thing.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is thing
+
+
+def to_portable(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `state` that plain pickle can carry if cloudpickle can carry its callables."""
+    return {key: _portable(value) for key, value in state.items()}
+
+
+def from_portable(state: dict[str, Any]) -> dict[str, Any]:
+    """What `to_portable` was given."""
+    return {key: value.load() if isinstance(value, _ByValue) else value for key, value in state.items()}
+
+
+def _portable(value: Any) -> Any:
+    if not callable(value):
+        return value
+    # Classes and functions that can be imported travel by name, as pickle does it. Anything else that can be called may
+    # hold a lambda somewhere inside (a partial, a bound method).
+    if isinstance(value, FunctionType | type) and importable(value):
+        return value
+    if hasattr(type(value), "__iter__") and not isinstance(value, FunctionType | type):
+        # A container that can also be called: a dataset or composable, which takes care of itself.
+        return value
+    import cloudpickle
+
+    return _ByValue(cloudpickle.dumps(value))
+
+
+def by_value(cls: type) -> tuple[Any, tuple[bytes]]:
+    """The first two parts of what `__reduce__` returns for an object of a class that can't be imported."""
+    import cloudpickle
+
+    return _new, (cloudpickle.dumps(cls),)
+
+
+def _new(data: bytes) -> Any:
+    cls = _ByValue(data).load()
+    return cls.__new__(cls)

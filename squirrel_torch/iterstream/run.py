@@ -1,0 +1,187 @@
+"""The running chain: what `iter(pipeline)` returns, and all that changes while items flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from types import GeneratorType, TracebackType
+from typing import Any, Final, Protocol, TypeVar
+
+from squirrel_torch.errors import ClosedRunError
+from squirrel_torch.iterstream.blame import NamedLink, Opened, add_note
+from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.sharding import WHOLE, Shard
+
+__all__ = ["Link", "Run", "Upstream", "open_links"]
+
+T = TypeVar("T")
+
+
+class Link(NamedLink, Protocol):
+    """One place of a chain, as the run sees it: a composable."""
+
+    @property
+    def _draws(self) -> bool:
+        """Whether it uses random numbers."""
+
+    def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
+        """Its iterator over the links before it, reduced to `shard`."""
+
+
+class Lifetime:
+    """All that a run opened, and how it ended."""
+
+    def __init__(self) -> None:
+        self._opened: list[Opened] = []
+        self._reads: dict[int, Callable[[], int]] = {}
+        self._children: dict[str, Lifetime] = {}
+        self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._end: str | None = None
+
+    def opened(self, link: Link, iterator: Iterator[Any], place: int) -> None:
+        """Remember an iterator of the run, so that the end of the run closes it."""
+        # A loop opens its links once a pass: those of the passes before have ended.
+        if len(self._opened) > _MANY:
+            self._opened = [entry for entry in self._opened if not entry.ended]
+        self._opened.append(Opened(link, iterator, place))
+
+    def child(self, label: str) -> Lifetime:
+        """A lifetime for a branch, ending with this one. A second child of one label ends the first."""
+        if label in self._children:
+            self._children.pop(label).close("closed")
+        child = self._children[label] = Lifetime()
+        return child
+
+    def reads(self, source: Link, count: Callable[[], int]) -> None:
+        """Remember how to ask, once, how many items of a source were read."""
+        self._reads[id(source)] = count
+
+    def fail(self, error: BaseException) -> None:
+        """An item could not be made: say where, and remember it for whoever asks for more."""
+        self._error, self._traceback, self._end = error, error.__traceback__, "failed"
+        if isinstance(error, Exception):
+            self._blame(error, "")
+
+    def _blame(self, error: Exception, label: str) -> None:
+        for name, child in self._children.items():
+            child._blame(error, f"{label}{name}, ")
+        add_note(error, self._opened, self._reads, label)
+
+    def close(self, end: str) -> None:
+        """Close every iterator of the run, the last stage's first. The first call says how the run ended."""
+        if self._end is None:
+            self._end = end
+        opened, self._opened = self._opened, []
+        self._reads = {}
+        for entry in sorted(opened, key=attrgetter("place"), reverse=True):
+            if isinstance(entry.iterator, GeneratorType):
+                entry.iterator.close()
+        while self._children:
+            self._children.popitem()[1].close(end)
+
+    def after(self) -> object:
+        """What comes after the last item: `_END`, or an error, again and again."""
+        if self._end == "exhausted":
+            return _END
+        if isinstance(self._error, Exception):
+            # Its traceback as it was the first time: raising adds the frames of whoever asks now.
+            raise self._error.with_traceback(self._traceback)
+        how = f"was ended by {type(self._error).__name__}" if self._error is not None else "was closed"
+        raise ClosedRunError(f"this run {how} before its last item; start a new one with iter(pipeline)")
+
+
+_MANY: Final = 1000
+_END: Final = object()
+
+
+class Run(chain[T]):
+    """One pass over a pipeline: an iterator at the speed of the bare generators inside it.
+
+    It ends by giving its last item, by `close()`, by leaving a ``with``, by an error, or when nobody holds it any more;
+    each of these closes all that it opened. After an error it raises that error again, never a quiet end.
+
+    Being an `itertools.chain` it has no Python code of its own on the way of an item: it chains the pipeline's generator
+    and, behind that, whatever has to be said after its end.
+
+    Args:
+        links: The pipeline, from the source to the last stage.
+        claim_epoch: Gives the number of the epoch. Called when the first item is asked for.
+    """
+
+    _lifetime: Lifetime
+    _items: Generator[T, None, None]
+
+    def __new__(cls, links: Sequence[Link], claim_epoch: Callable[[], int]) -> Run[T]:
+        """Make the run; nothing is opened before its first item is asked for."""
+        lifetime = Lifetime()
+        # The generator must not know the run: a cycle would keep an abandoned run alive until the garbage collector comes.
+        items: Generator[T, None, None] = _guarded(lifetime, links, claim_epoch)
+        afterwards: Iterator[Any] = iter(lifetime.after, _END)
+        run = super().__new__(cls, items, afterwards)
+        run._lifetime = lifetime
+        run._items = items
+        return run
+
+    def close(self) -> None:
+        """End the run now. What it opened is closed; asking for more raises ClosedRunError."""
+        self._items.close()
+        self._lifetime.close("closed")
+
+    def __enter__(self) -> Run[T]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        """Refused: it is one pass that goes on."""
+        raise TypeError("a run can't be pickled: it is one pass that goes on; pickle the pipeline and iterate it there")
+
+
+def _guarded(lifetime: Lifetime, links: Sequence[Link], claim_epoch: Callable[[], int]) -> Generator[Any, None, None]:
+    try:
+        yield from open_links(links, Context(claim_epoch()), lifetime)
+    except GeneratorExit:
+        lifetime.close("closed")
+        raise
+    except BaseException as error:
+        lifetime.fail(error)
+        raise
+    else:
+        lifetime.close("exhausted")
+    finally:
+        lifetime.close("failed")
+
+
+def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[Any]:
+    """The iterator of the last link over those of the links before it, reduced to `shard`.
+
+    The random numbers of a link depend on how many links before it draw some: putting a stage without randomness into a
+    pipeline changes no order.
+    """
+    *before, last = links
+    own = context.below(sum(link._draws for link in before))
+    iterator = last._open(Upstream(before, context, lifetime), own, lifetime, shard)
+    lifetime.opened(last, iterator, len(before))
+    return iterator
+
+
+class Upstream(Iterable[T]):
+    """The links before a stage. Each `iter()` opens them anew; a second pass shuffles differently from the first."""
+
+    def __init__(self, links: Sequence[Link], context: Context, lifetime: Lifetime) -> None:
+        self._links = links
+        self._context = context
+        self._lifetime = lifetime
+        self._passes = 0
+
+    def __iter__(self) -> Iterator[T]:
+        return self.part(WHOLE)
+
+    def part(self, shard: Shard) -> Iterator[T]:
+        """Open the links, reduced to `shard`: a source that can seek makes no items of other shards."""
+        context = self._context.below("pass", self._passes) if self._passes else self._context
+        self._passes += 1
+        return open_links(self._links, context, self._lifetime, shard)

@@ -1,0 +1,337 @@
+"""Where streams begin."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, compress, count
+from math import isclose
+from operator import length_hint
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from squirrel_torch.checks import require_at_least
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.oneshot import OneShot
+from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
+from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.seeding import Seed, resolve_seed
+from squirrel_torch.sharding import WHOLE, Shard
+from squirrel_torch.storage import Store
+
+if TYPE_CHECKING:
+    import random
+    from types import ModuleType
+
+__all__ = ["FilePathGenerator", "IterableSamplerSource", "IterableSource", "MapStyle", "Source"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# Their `__length_hint__` is exact: what was read can be told afterwards, and costs nothing while reading.
+_EMPTY: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items(), set(), "", b"")
+_COUNTABLE = tuple(type(iter(kind)) for kind in _EMPTY)
+
+
+@runtime_checkable
+class MapStyle(Protocol[T_co]):
+    """A map-style dataset: `dataset[i]` for i from 0 to `len(dataset)` - 1."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+
+
+class Source(Composable[T_co]):
+    """A composable that begins a stream. Subclasses implement `_items`."""
+
+    @abstractmethod
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        """The items of `shard`."""
+
+    def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        return self._items(context, lifetime, shard)
+
+    def _counted(self, items: Iterator[T], lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[T]:
+        """`items` reduced to `shard`, so that messages can say how many were read."""
+        if isinstance(items, _COUNTABLE):
+            total = length_hint(items)
+            lifetime.reads(self, lambda: total - length_hint(items))
+            return shard.of(items)
+        # A counter that runs in C. The run never closes this iterator, which may be the caller's own.
+        counter = count(1)
+        lifetime.reads(self, lambda: next(counter) - 1)
+        return shard.of(compress(items, counter))
+
+
+class IterableSource(Source[T_co]):
+    """A stream of the items of an iterable.
+
+    Args:
+        source: One of
+
+            * an iterable: a list, a set of keys, a dict (its keys), an `IterableDataset`, an IterDataPipe of torch, another
+              composable;
+            * a callable without arguments that gives an iterable, such as a generator function. It is called anew in each
+              pass;
+            * a store: its samples;
+            * a map-style dataset: `dataset[0]` to `dataset[len(dataset) - 1]`. A split right behind it reads only the
+              items of its own share.
+
+            An iterator (a generator, an open file) gives its items once; a second pass raises ExhaustedSourceError.
+
+    Raises:
+        TypeError: If `source` is none of these.
+
+    Example:
+        >>> IterableSource([1, 2, 3]).map(lambda x: x * 10).collect()
+        [10, 20, 30]
+        >>> def numbers():
+        ...     yield from (1, 2)
+        >>> IterableSource(numbers).collect()
+        [1, 2]
+    """
+
+    def __init__(self, source: Iterable[T_co] | Callable[[], Iterable[T_co]] | Store | MapStyle[T_co] = ()) -> None:
+        if not _is_source(source):
+            raise TypeError(
+                "source must be an iterable, a callable that gives one, a store or a map-style dataset, "
+                f"got {source!r} ({type(source).__name__})"
+            )
+        super().__init__(source=source)  # type: ignore[arg-type]  # wider than what a composable takes
+
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        source = self.source
+        if isinstance(source, Composable):
+            return open_links(source._links(), context, lifetime.child("inner stream"), shard)
+        if isinstance(source, Store):
+            keys = self._counted(iter(source.keys()), lifetime, shard)
+            return (source.get(key) for key in keys)
+        if hasattr(type(source), "__iter__"):
+            return self._counted(self._owned(source, lifetime), lifetime, shard)
+        if callable(source):
+            return self._counted(self._owned(source(), lifetime), lifetime, shard)
+        indices = self._counted(iter(range(shard.index, len(source), shard.count)), lifetime)
+        return (source[index] for index in indices)
+
+    def _owned(self, iterable: Iterable[T_co], lifetime: Lifetime) -> Iterator[T_co]:
+        iterator = iter(iterable)
+        # A generator that was made for this run ends with it; one that the caller made is the caller's.
+        if isinstance(iterator, GeneratorType) and not isinstance(iterable, OneShot):
+            lifetime.opened(self, iterator, 0)
+        return iterator
+
+    def _describe(self) -> str:
+        source = self.source
+        if isinstance(source, OneShot):
+            return f"IterableSource({source.name})"
+        name = getattr(source, "__qualname__", type(source).__qualname__).rpartition("<locals>.")[2]
+        size = f" of {len(source)}" if hasattr(type(source), "__len__") else ""
+        return f"IterableSource({name}{size})"
+
+
+def _is_source(source: object) -> bool:
+    return hasattr(type(source), "__iter__") or callable(source) or isinstance(source, Store | MapStyle)
+
+
+class IterableSamplerSource(Source[T_co]):
+    """Items of several streams, mixed at random until all are exhausted.
+
+    Each item comes from a stream drawn by its probability. When a stream is exhausted the probabilities of the others are
+    normalized. Which stream comes next depends on (seed, epoch) alone: it is the same on all ranks, and new in each epoch.
+
+    Args:
+        iterables: The streams: composables or other iterables.
+        probs: A probability for each, positive, adding up to 1. By default all are equal.
+        rng: A seed is drawn from it, now. The generator is not used afterwards.
+        seed: By default `squirrel_torch.seeding.DEFAULT_SEED`.
+
+    Raises:
+        ValueError: If there is no stream, if the probabilities are not as said, or if both `rng` and `seed` are given.
+
+    Example:
+        >>> sum(IterableSamplerSource([[1, 2, 3], [4, 5]], probs=[0.7, 0.3]).collect())
+        15
+    """
+
+    def __init__(
+        self,
+        iterables: Sequence[Iterable[T_co]],
+        probs: Sequence[float] | None = None,
+        rng: random.Random | ModuleType | None = None,
+        seed: Seed = None,
+    ) -> None:
+        super().__init__()
+        self.branches = as_branches("iterables", iterables)
+        self.probs = check_probabilities("probs", probs, len(self.branches))
+        self.seed = resolve_seed(seed, rng)
+
+    @property
+    def _draws(self) -> bool:
+        return True
+
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        return shard.of(self._mixed(context, lifetime))
+
+    def _mixed(self, context: Context, lifetime: Lifetime) -> Iterator[T_co]:
+        draws = chain.from_iterable(block.tolist() for block in context.uniforms(self.seed))
+        alive = [open_branch(branch, index, 0, context, lifetime) for index, branch in enumerate(self.branches)]
+        weights = list(self.probs)
+        while alive:
+            index = pick(weights, next(draws))
+            # Not `yield next(...)` in a try: a StopIteration thrown in by the consumer is not the end of a stream.
+            for item in alive[index]:
+                yield item
+                break
+            else:
+                del alive[index], weights[index]
+
+    def _describe(self) -> str:
+        return f"IterableSamplerSource({len(self.branches)} streams)"
+
+
+def as_branches(name: str, streams: Sequence[Iterable[Any]]) -> list[Composable[Any]]:
+    """The streams of a mix as composables.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    branches = [stream if isinstance(stream, Composable) else IterableSource(stream) for stream in streams]
+    if not branches:
+        raise ValueError(f"{name} must hold at least one stream, got {streams!r}")
+    return branches
+
+
+def check_probabilities(name: str, probabilities: Sequence[float] | None, streams: int) -> list[float]:
+    """A copy of `probabilities` that adds up to exactly what floats allow; equal ones if None.
+
+    Raises:
+        ValueError: If there is not one for each stream, if one is not positive, or if they don't add up to 1.
+    """
+    if probabilities is None:
+        return [1 / streams] * streams
+    if len(probabilities) != streams:
+        raise ValueError(
+            f"{name} must hold a number for each of the {streams} streams, got {len(probabilities)}: {probabilities!r}"
+        )
+    if not all(probability > 0 for probability in probabilities):
+        raise ValueError(f"{name} must all be positive, got {list(probabilities)!r}")
+    total = sum(probabilities)
+    if not isclose(total, 1, abs_tol=1e-6):
+        raise ValueError(f"{name} must add up to 1, got {list(probabilities)!r}, which add up to {total!r}")
+    return [float(probability) / total for probability in probabilities]
+
+
+def pick(weights: Sequence[float], draw: float) -> int:
+    """The index that `draw`, in [0, 1), falls on where each index has a share of [0, 1) in proportion to its weight."""
+    target = draw * sum(weights)
+    for index, weight in enumerate(weights):
+        target -= weight
+        if target < 0:
+            return index
+    return len(weights) - 1  # rounding
+
+
+def open_branch(branch: Composable[T], index: int, opening: int, context: Context, lifetime: Lifetime) -> Iterator[T]:
+    """The iterator of a stream of a mix, opened for the (`opening` + 1)-th time in this run."""
+    below = context.below("branch", index, opening)
+    return open_links(branch._links(), below, lifetime.child(f"branch {index}"))
+
+
+class FilePathGenerator(Source[str]):
+    """The paths under a URL, sorted.
+
+    Args:
+        url: A folder on any filesystem that fsspec knows. Paths carry the protocol that `url` carries.
+        nested: Give the files of all folders below too, each folder's in the place of the folder. Otherwise the entries of
+            the folder itself are given, folders among them.
+        max_workers: Threads that list folders; None is Python's default. Only with `nested`.
+        max_keys: No folders are listed ahead while more paths than this are held in memory.
+        max_dirs: At most this many folders are listed ahead.
+        **storage_options: Passed to the filesystem of fsspec.
+
+    Raises:
+        FileNotFoundError: When the stream starts, if there is nothing at `url`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        nested: bool = False,
+        max_workers: int | None = None,
+        max_keys: int = 1_000_000,
+        max_dirs: int = 10,
+        **storage_options: Any,
+    ) -> None:
+        super().__init__()
+        require_at_least("max_keys", max_keys, 1)
+        require_at_least("max_dirs", max_dirs, 1)
+        if max_workers is not None:
+            require_at_least("max_workers", max_workers, 1)
+        self.url = str(url)
+        self.nested = nested
+        self.max_workers = max_workers
+        self.max_keys = max_keys
+        self.max_dirs = max_dirs
+        self.storage_options = storage_options
+
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[str]:
+        paths = self._paths()
+        lifetime.opened(self, paths, 0)
+        return self._counted(paths, lifetime, shard)
+
+    def _paths(self) -> Iterator[str]:
+        import fsspec
+
+        # Made here, in the process that reads: filesystems with connections don't survive a fork.
+        filesystem, root = fsspec.core.url_to_fs(self.url, **self.storage_options)
+        with_protocol = "://" in self.url or "::" in self.url
+        entries = _Folders(filesystem, self.max_workers, self.max_keys, self.max_dirs)
+        for path in entries.walk(root) if self.nested else (path for path, _ in entries.entries(root)):
+            yield filesystem.unstrip_protocol(path) if with_protocol else path
+
+    def _describe(self) -> str:
+        return f"FilePathGenerator({self.url!r}, nested={self.nested})"
+
+
+class _Folders:
+    """Lists folders, several ahead."""
+
+    def __init__(self, filesystem: Any, max_workers: int | None, max_keys: int, max_dirs: int) -> None:
+        self._filesystem = filesystem
+        self._max_workers = max_workers
+        self._max_keys = max_keys
+        self._max_dirs = max_dirs
+
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """The entries of a folder, sorted: the path, and whether it is a folder itself."""
+        entries = [(entry["name"], entry["type"] == "directory") for entry in self._filesystem.ls(folder, detail=True)]
+        # Object stores list a folder's own marker among its entries.
+        return sorted(entry for entry in entries if entry[0].rstrip("/") != folder.rstrip("/"))
+
+    def walk(self, root: str) -> Iterator[str]:
+        """The files below a folder, in the order of their paths within each folder."""
+        todo = self.entries(root)[::-1]  # the next one last
+        listings: dict[str, Future[list[tuple[str, bool]]]] = {}
+        with ThreadPoolExecutor(self._max_workers, thread_name_prefix="squirrel_torch") as pool:
+            try:
+                while todo:
+                    self._list_ahead(todo, listings, pool)
+                    path, is_folder = todo.pop()
+                    if is_folder:
+                        listing = listings.pop(path, None)
+                        todo += (self.entries(path) if listing is None else listing.result())[::-1]
+                    else:
+                        yield path
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _list_ahead(
+        self, todo: list[tuple[str, bool]], listings: dict[str, Future[list[tuple[str, bool]]]], pool: ThreadPoolExecutor
+    ) -> None:
+        if not todo[-1][1] or len(todo) > self._max_keys:
+            return
+        for path, is_folder in todo[-self._max_dirs :][::-1]:
+            if is_folder and path not in listings and len(listings) < self._max_dirs:
+                listings[path] = pool.submit(self.entries, path)

@@ -1,0 +1,104 @@
+"""What a stage is: the contract between the stages and the run that chains them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, dataclass, fields, is_dataclass
+from enum import Flag, auto
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from squirrel_torch.iterstream.describe import describe_call
+from squirrel_torch.iterstream.portable import from_portable, to_portable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+from squirrel_torch.seeding import Path, Seed, uniform_blocks
+
+__all__ = ["Context", "Split", "Stage"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Split(Flag):
+    """The axes along which a stage divides the stream."""
+
+    NONE = 0
+    RANK = auto()
+    WORKER = auto()
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where in a run a stage stands: all that its random numbers may depend on, besides the seed."""
+
+    epoch: int = 0
+    path: Path = ()
+
+    def below(self, *step: int | str) -> Context:
+        """The context of a part of this stage."""
+        return Context(self.epoch, self.path + step)
+
+    def uniforms(self, seed: Seed) -> Iterator[npt.NDArray[np.float64]]:
+        """Blocks of numbers in [0, 1) that belong to this stage in this epoch, without end."""
+        return uniform_blocks(seed, self.epoch, self.path)
+
+
+class Stage(ABC, Generic[T, U]):
+    """Says how one iterator becomes another. Subclasses are frozen dataclasses whose fields are their arguments.
+
+    A stage describes and never changes: what changes while items flow lives in the generator that `apply` returns, so
+    two runs of one stage never meet. A subclass implements `apply`, best as a generator over ``for item in items``.
+
+    Its docstring has one line "Order / Holds / State", and these class attributes say what the rest of the package has
+    to know of it:
+
+    * `splits`: the axes along which it divides the stream.
+    * `moves_only`: it only chooses and orders items. A split that is put in automatically goes behind such stages.
+    * `needs_whole`: it means something else on a part of the stream (the first n, the index, neighbours). A split that
+      is put in automatically goes behind it.
+    * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
+      given so far, for messages.
+    * `draws`: it uses random numbers.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Scaled(Stage[float, float]):
+        ...     factor: float
+        ...     def apply(self, items):
+        ...         for item in items:
+        ...             yield item * self.factor
+        >>> from squirrel_torch import IterableSource
+        >>> IterableSource([1.0, 2.0]).then(Scaled(factor=10.0)).collect()
+        [10.0, 20.0]
+    """
+
+    splits: ClassVar[Split] = Split.NONE
+    moves_only: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = False
+    holds: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, items: Iterator[T]) -> Iterator[U]:
+        """The items of this stage, made from those of the stage before."""
+
+    def start(self, upstream: Iterable[T], context: Context) -> Iterator[U]:
+        """Like `apply`, for stages that read their upstream several times or need their context."""
+        return self.apply(iter(upstream))
+
+    def describe(self) -> str:
+        """The stage as one would write it, callables by their name."""
+        arguments: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        return describe_call(type(self).__name__, {field.name: getattr(self, field.name) for field in arguments})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return to_portable(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Frozen dataclasses refuse setattr; their __dict__ does not.
+        self.__dict__.update(from_portable(state))

@@ -1,0 +1,77 @@
+"""Several items in, one list out: batches and sliding windows."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, ClassVar, TypeVar
+
+from squirrel_torch.checks import require_at_least, require_callable
+from squirrel_torch.iterstream.stage import Stage
+
+__all__ = ["Batched", "Sliding"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batched(Stage[T, Any]):
+    """Lists of `size` items, or what `collation_fn` makes of them. Order: kept. Holds: one batch. State: none."""
+
+    size: int
+    collation_fn: Callable[[list[T]], Any] | None = None
+    drop_last: bool = True
+    holds: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_at_least("batchsize", self.size, 1)
+        if self.collation_fn is not None:
+            require_callable("collation_fn", self.collation_fn)
+
+    def apply(self, items: Iterator[T]) -> Iterator[Any]:
+        size, collate = self.size, self.collation_fn
+        for position in count():  # noqa: B007  # read by messages
+            batch = list(islice(items, size))
+            if not batch or (self.drop_last and len(batch) < size):
+                return
+            yield batch if collate is None else collate(batch)
+
+
+@dataclass(frozen=True)
+class Sliding(Stage[T, list[T | None]]):
+    """Windows of `size` items, `stride` apart. Order: kept. Holds: one window. State: none.
+
+    Window number n starts at item n * stride. Without `drop_last` those that reach over the end of the stream are given
+    too, as far as they hold `min_size` items, or filled up with None.
+    """
+
+    size: int
+    deepcopy: bool
+    stride: int = 1
+    drop_last: bool = True
+    min_size: int = 1
+    fill: bool = False
+    needs_whole: ClassVar[bool] = True
+    holds: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_at_least("window_size", self.size, 1)
+        require_at_least("stride", self.stride, 1)
+        require_at_least("min_window_size", self.min_size, 1)
+        if self.stride > self.size:
+            raise ValueError(f"stride must be at most window_size = {self.size}, got {self.stride}: items would be left out")
+        if self.min_size > self.size:
+            raise ValueError(f"min_window_size must be at most window_size = {self.size}, got {self.min_size}")
+
+    def apply(self, items: Iterator[T]) -> Iterator[list[T | None]]:
+        copy = deepcopy if self.deepcopy else list
+        smallest = self.size if self.drop_last else 1 if self.fill else self.min_size
+        window: deque[T | None] = deque(islice(items, self.size))
+        for position in count():  # noqa: B007  # read by messages
+            if len(window) < smallest or not window:
+                return
+            yield copy([*window, *([None] * (self.size - len(window) if self.fill else 0))])
+            for _ in range(min(self.stride, len(window))):
+                window.popleft()
+            window.extend(islice(items, self.size - len(window)))

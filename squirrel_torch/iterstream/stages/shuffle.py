@@ -1,0 +1,66 @@
+"""Shuffling a stream through a buffer."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from squirrel_torch.checks import require_at_least
+from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.seeding import DEFAULT_SEED, Seed
+
+__all__ = ["Shuffled"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shuffled(Stage[T, T]):
+    """Items leave a buffer of `size` in random order. Order: (seed, epoch). Holds: the buffer. State: the buffer.
+
+    The first item is given once the buffer holds `initial`; until it is full, two items come in for each that leaves.
+    From then on the place of the item that leaves is taken by the one that comes in.
+    """
+
+    size: int = 1000
+    initial: int = 100
+    seed: Seed = field(default=DEFAULT_SEED)
+    moves_only: ClassVar[bool] = True
+    holds: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_at_least("size", self.size, 2)
+        require_at_least("initial", self.initial, 1)
+
+    def apply(self, items: Iterator[T]) -> Iterator[T]:
+        """The items shuffled as in epoch 0."""
+        return self._shuffled(items, Context())
+
+    def start(self, upstream: Iterable[T], context: Context) -> Iterator[T]:
+        return self._shuffled(iter(upstream), context)
+
+    def _shuffled(self, items: Iterator[T], context: Context) -> Iterator[T]:
+        size = self.size
+        buffer = list(islice(items, min(self.initial, size)))
+        if len(buffer) < size:
+            growing = chain.from_iterable(block.tolist() for block in context.below("growing").uniforms(self.seed))
+            for item in items:
+                buffer.append(item)
+                if len(buffer) == size:
+                    break
+                place = int(next(growing) * len(buffer))
+                item, buffer[place] = buffer[place], buffer[-1]
+                buffer.pop()
+                buffer.extend(islice(items, 1))
+                yield item
+        places = ((block * size).astype(np.int64).tolist() for block in context.uniforms(self.seed))
+        # The place comes first: zip would pull an item and lose it where the places end. They never end.
+        for place, item in zip(chain.from_iterable(places), items):  # noqa: B905
+            yield buffer[place]
+            buffer[place] = item
+        rest = chain.from_iterable(context.below("rest").uniforms(self.seed))
+        for place in np.argsort(np.fromiter(rest, np.float64, len(buffer)), kind="stable").tolist():
+            yield buffer[place]

@@ -1,0 +1,69 @@
+"""Stages that look and let everything pass: tqdm and monitor."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from squirrel_torch.checks import require_callable
+from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.metrics import Meter, MetricsConf
+
+__all__ = ["Monitored", "Tqdm"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tqdm(Stage[T, T]):
+    """The items under a progress bar. Order: kept. Holds: nothing. State: none."""
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, items: Iterator[T]) -> Iterator[T]:
+        from tqdm import tqdm
+
+        with tqdm(items, **self.kwargs) as bar:
+            yield from bar
+
+
+@dataclass(frozen=True)
+class Monitored(Stage[T, T]):
+    """The items, their rate told to `callback`. Order: kept. Holds: nothing. State: none."""
+
+    callback: Callable[..., Any]
+    prefix: str = ""
+    conf: MetricsConf = field(default_factory=MetricsConf)
+    window_size: int = 5
+    every: float = 1.0
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_callable("callback", self.callback)
+        self._meter()
+
+    def _meter(self) -> Meter:
+        return Meter(self.conf, self.prefix, self.window_size, self.every)
+
+    def apply(self, items: Iterator[T]) -> Iterator[T]:
+        if not (self.conf.iops or self.conf.throughput):
+            return items
+        return self._measured(items)
+
+    def _measured(self, items: Iterator[T]) -> Iterator[T]:
+        meter, callback, kwargs = self._meter(), self.callback, self.kwargs
+        add = meter.add
+        try:
+            for item in items:
+                if add(item):
+                    callback(meter.report(), **kwargs)
+                yield item
+        except GeneratorExit:
+            self._last_report(meter)
+            raise
+        self._last_report(meter)
+
+    def _last_report(self, meter: Meter) -> None:
+        # However short the stream, it reports once. While the interpreter goes down the callback's world may be gone.
+        if meter.pending and not sys.is_finalizing():
+            self.callback(meter.report(), **self.kwargs)

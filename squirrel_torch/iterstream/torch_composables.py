@@ -1,0 +1,207 @@
+"""The doors to torch: splits by rank and worker, and the dataset that a DataLoader takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch.utils.data import IterableDataset
+
+from squirrel_torch.checks import require_at_least
+from squirrel_torch.errors import PipelineError, ShardingError
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.epochs import EpochCounter
+from squirrel_torch.iterstream.run import Run
+from squirrel_torch.iterstream.source import Source
+from squirrel_torch.iterstream.stage import Split
+from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
+from squirrel_torch.sharding import CarriedShard, Shard, carry_rank, rank_shard, worker_shard
+
+__all__ = ["SplitByRank", "SplitByWorker", "TorchIterable"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+_log = logging.getLogger(__name__)
+
+
+class SplitByRank(Composable[Any]):
+    """A rank's share of the stream, for `compose`; the same as `Composable.split_by_rank`.
+
+    Args:
+        torch_dist_group: A process group of torch.distributed; None is the default group.
+    """
+
+    def __init__(self, torch_dist_group: Any = None) -> None:
+        super().__init__(stage=RankSplit(torch_dist_group))
+
+
+class SplitByWorker(Composable[Any]):
+    """A DataLoader worker's share of the stream, for `compose`; the same as `Composable.split_by_worker`."""
+
+    def __init__(self) -> None:
+        super().__init__(stage=WorkerSplit())
+
+
+class TorchIterable(IterableDataset[T_co]):
+    """A chain as a dataset for `torch.utils.data.DataLoader`, by which each item reaches one process, once.
+
+    It is a plain IterableDataset, not an IterDataPipe: a DataLoader opens a process group of its own in each `iter()` over an
+    IterDataPipe, walks through its attributes, and shards it by rules of its own.
+
+    If the chain has no split, the stream is split here, by rank and worker, at the earliest place where that is right:
+    behind the source and the stages that only order and choose, and behind each stage that means something else on a part of
+    the stream (take, skip, zip_index, sliding). What was done is logged once. If the chain has splits, they are checked.
+
+    Each pass is a new epoch, also with workers, persistent or not.
+
+    Args:
+        enforce_rank_check: What to do about ranks if the stream is not split by rank. None: split it here if it has no split
+            at all, refuse it if it is split by worker alone. True: refuse it. False: do nothing, each rank gets all.
+        enforce_worker_check: The same for the workers of the DataLoader.
+
+    Raises:
+        ShardingError: When it is made, if one branch of a mix has a split that another lacks. When it is iterated, if a
+            split is missing, with the method to add.
+    """
+
+    def __init__(self, enforce_rank_check: bool | None = None, enforce_worker_check: bool | None = None) -> None:
+        super().__init__()
+        self.source: Composable[T_co] | None = None
+        self.enforce_rank_check = enforce_rank_check
+        self.enforce_worker_check = enforce_worker_check
+        self._epochs = EpochCounter()
+        self._carried: CarriedShard | None = None
+        self._logged = False
+
+    def source_(self, source: Composable[T_co]) -> TorchIterable[T_co]:
+        """Set the chain and return the dataset itself."""
+        if not isinstance(source, Composable):
+            raise TypeError(f"a TorchIterable needs a Composable as its source, got {source!r} ({type(source).__name__})")
+        _splits(source)
+        self.source = source
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank."""
+        require_at_least("epoch", epoch, 0)
+        self._epochs.set(epoch)
+
+    def __iter__(self) -> Run[T_co]:
+        """Start a pass over this process's share."""
+        if self.source is None:
+            raise PipelineError("a TorchIterable without a chain: end a chain with to_torch_iterable()")
+        rank, worker = rank_shard(carried=self._carried), worker_shard()
+        return Run(self._sharded(self.source, rank, worker), self._epochs.claim)
+
+    def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
+        """The places of the chain, with a split among them if there was none."""
+        done = _splits(source)
+        own = Shard()
+        for axis, shard, enforce in (
+            (Split.RANK, rank, self.enforce_rank_check),
+            (Split.WORKER, worker, self.enforce_worker_check),
+        ):
+            if shard.count == 1 or done & axis or enforce is False:
+                continue
+            if enforce or done:
+                raise _missing(axis, shard, done)
+            own = shard.within(own)
+        links = source._links()
+        if own.count > 1:
+            place = _place_of_split(links)
+            self._log_once(links, place, rank, worker)
+            links.insert(place, Composable(stage=AutoSplit(own)))
+        return links
+
+    def _log_once(self, links: Sequence[Composable[Any]], place: int, rank: Shard, worker: Shard) -> None:
+        if not self._logged and worker.index == 0:
+            self._logged = True
+            repeated = [link._describe() for link in links[1:place] if not _moves_only(link)]
+            _log.info(
+                "the stream has no split: it is split by rank %d of %d and worker %d of %d behind %s%s",
+                rank.index,
+                rank.count,
+                worker.index,
+                worker.count,
+                links[place - 1]._describe(),
+                f", so every process runs {', '.join(repeated)} on all items; split explicitly to avoid that" * bool(repeated),
+            )
+
+    def collect(self) -> list[T_co]:
+        """All items of this process's share, in a list."""
+        return list(self)
+
+    def join(self) -> None:
+        """Pull all items of this process's share through the stream and drop them."""
+        for _ in self:
+            pass
+
+    def __repr__(self) -> str:
+        return f"{self.source!r} > TorchIterable"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker has no process group to ask for its rank.
+        return {**self.__dict__, "_carried": carry_rank() or self._carried}
+
+
+def _missing(axis: Split, shard: Shard, done: Split) -> ShardingError:
+    if axis is Split.RANK:
+        who, each, method = f"rank {shard.index} of {shard.count}", "rank", "split_by_rank()"
+    else:
+        who, each, method = f"worker {shard.index} of {shard.count}", "worker", "split_by_worker()"
+    other = " It is split along the other axis, so nothing is split automatically." if done else ""
+    return ShardingError(
+        f"the stream is not split by {each}, and this is {who}: every {each} would get the same items.{other} "
+        f"Add .{method} to the chain, behind the source and the shuffle"
+    )
+
+
+def _splits(composable: Composable[Any]) -> Split:
+    """The axes along which a chain is divided, by itself or in all branches of its mix.
+
+    Raises:
+        ShardingError: If some branches are divided along an axis and others are not, or one axis is divided twice.
+    """
+    links = composable._links()
+    own = Split.NONE
+    for link in links:
+        own |= link._splits
+    branches = getattr(links[0], "branches", None)
+    inner = links[0].source
+    if branches is None and isinstance(links[0], Source) and isinstance(inner, Composable):
+        branches = [inner]
+    if not branches:
+        return own
+    splits = [_splits(branch) for branch in branches]
+    for axis, method in ((Split.RANK, "split_by_rank()"), (Split.WORKER, "split_by_worker()")):
+        split = [index for index, done in enumerate(splits) if done & axis]
+        if split and len(split) < len(branches) and not own & axis:
+            missing = [index for index in range(len(branches)) if index not in split]
+            raise ShardingError(
+                f"{links[0]._describe()}: branches {split} are split and branches {missing} are not; "
+                f"add .{method} to all branches or to none"
+            )
+        if split and own & axis:
+            raise ShardingError(
+                f"{links[0]._describe()}: branches {split} are split and so is the mix itself, so items would be lost; "
+                f"keep .{method} in all branches or behind the mix"
+            )
+    return own | splits[0]
+
+
+def _moves_only(link: Composable[Any]) -> bool:
+    stage = link.__dict__.get("_stage")
+    return stage is not None and stage.moves_only
+
+
+def _place_of_split(links: Sequence[Composable[Any]]) -> int:
+    """The index in `links` at which a split belongs."""
+    place = 1
+    while place < len(links) and _moves_only(links[place]):
+        place += 1
+    for index, link in enumerate(links[place:], start=place):
+        stage = link.__dict__.get("_stage")
+        if stage is not None and stage.needs_whole:
+            place = index + 1
+    return place

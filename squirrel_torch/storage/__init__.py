@@ -1,0 +1,7 @@
+"""Where samples are kept: stores, and the contract that they share."""
+
+from squirrel_torch.storage.memory import MemoryStore
+from squirrel_torch.storage.sample import check_sample
+from squirrel_torch.storage.store import Store, Written, store_writer
+
+__all__ = ["MemoryStore", "Store", "Written", "check_sample", "store_writer"]

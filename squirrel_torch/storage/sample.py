@@ -1,0 +1,56 @@
+"""What a sample may be made of."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from squirrel_torch.errors import SampleEncodingError
+
+__all__ = ["check_sample"]
+
+_LEAVES = (bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), torch.Tensor)
+_MAX_DEPTH = 64
+
+
+def check_sample(value: Any) -> None:
+    """Raise unless a store can keep `value`: the same rule for all stores, so that one can stand in for another.
+
+    Raises:
+        SampleEncodingError: With the place inside the sample and the type of what can't be kept.
+    """
+    _check(value, ())
+
+
+def _check(value: Any, path: tuple[Any, ...]) -> None:
+    if isinstance(value, _LEAVES):
+        return
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.hasobject:
+            raise _error(path, f"a numpy array of dtype {value.dtype}", "arrays of Python objects can't be kept; use lists")
+    elif len(path) >= _MAX_DEPTH:
+        raise _error(path[:3], f"nested more than {_MAX_DEPTH} deep", "flatten it, or look for a container that holds itself")
+    elif isinstance(value, dict | list | tuple):
+        for key, inside in _parts(value, path):
+            _check(inside, (*path, key))
+    else:
+        raise _error(
+            path,
+            f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", ""),
+            "a store keeps numbers, text, bytes, None, numpy arrays, torch tensors, and dicts, lists and tuples of these",
+        )
+
+
+def _parts(container: Any, path: tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(container, dict):
+        return enumerate(container)
+    for key in container:
+        if not isinstance(key, str):
+            raise _error(path, f"a dict with the key {key!r} ({type(key).__name__})", "keys must be text")
+    return container.items()
+
+
+def _error(path: tuple[Any, ...], what: str, cure: str) -> SampleEncodingError:
+    place = "sample" + "".join(f"[{key!r}]" for key in path)
+    return SampleEncodingError(f"{place} is {what}: {cure}")

@@ -1,0 +1,21 @@
+"""What type checkers must refuse: each marked line is an error, and no other is."""
+
+from squirrel_torch import IterableSource
+
+
+def length(text: str) -> int:
+    return len(text)
+
+
+source = IterableSource([1, 2, 3])
+source.mapp(lambda x: x)  # refused: a misspelt method
+source.batch(3)  # refused: torch's name, which would leave the fast chain
+source.map(length)  # refused: a callback of other items
+source.async_map(length)  # refused: a callback of other items
+source.filter(length)  # refused: a predicate of other items
+source.map(str).map(lambda text: text.nothing)  # refused: an attribute that items don't have
+source.batched("3")  # refused: a batch size that is no number
+source.prefetch(None)  # refused: not a store, and keys that are not text
+source.compose(length)  # refused: not a constructor of composables
+source.to(lambda items: [1])  # refused: a function that returns no iterator
+source.flatten()  # refused: items that hold no items
