@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protoco
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import PipelineError, ShardingError
-from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, plain_state
+from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
 from squirrel_torch.iterstream.oneshot import OneShot
 from squirrel_torch.iterstream.portable import by_value, from_portable, importable, to_portable
 from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
@@ -44,7 +44,7 @@ from squirrel_torch.storage import Store, Written, store_writer
 
 if TYPE_CHECKING:
     import random
-    from types import ModuleType
+    from types import FrameType, ModuleType
 
     from squirrel_torch.execution import ExecutorLike
     from squirrel_torch.iterstream.torch_composables import TorchIterable
@@ -224,7 +224,14 @@ class Composable(DataPipe[T_co]):
 
     def __iter__(self) -> Iterator[T_co]:
         """Start a run, in the epoch after that of the last one."""
-        return self.run()
+        return self._run_for(sys._getframe(1))
+
+    def _run_for(self, caller: FrameType | None) -> Run[T_co]:
+        if not iterated_by_dataloader(caller):
+            return self.run()
+        from squirrel_torch.iterstream.torch_composables import run_in_dataloader
+
+        return run_in_dataloader(self)
 
     def run(self, epoch: int | None = None) -> Run[T_co]:
         """Start a run: an iterator that can be closed, also by ``with``.
@@ -654,7 +661,8 @@ class Composable(DataPipe[T_co]):
 
         Args:
             callback: Called with a dict of metric names and numbers: `wandb.log`, `mlflow.log_metrics` or any other.
-            prefix: Stands before the names, so that several monitors of one run can be told apart.
+            prefix: Stands before the names, so that several monitors of one run can be told apart. MLflow's loggers get it
+                without the characters that MLflow refuses in names, such as parentheses.
             metrics_conf: Which metrics are measured, in which unit.
             window_size: Figures are averages over at least this many items.
             every: Seconds between two reports, at least. 0 reports after every `window_size` items.
@@ -744,6 +752,6 @@ def _entry(own: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]
 
     @functools.wraps(own)
     def entry(self: Composable[Any]) -> Iterator[Any]:
-        return own(self) if self._is_view else self.run()
+        return own(self) if self._is_view else self._run_for(sys._getframe(1))
 
     return entry

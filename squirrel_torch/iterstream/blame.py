@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dis import opmap
+from itertools import compress
 from types import FrameType, GeneratorType, TracebackType
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ __all__ = ["NOTE_PREFIX", "NamedLink", "Opened", "add_note"]
 
 NOTE_PREFIX = "squirrel_torch: "
 
-_PULLS = frozenset(opmap[name] for name in ("FOR_ITER", "SEND"))
+_FOR_ITER = opmap["FOR_ITER"]
 
 
 class NamedLink(Protocol):
@@ -39,13 +40,13 @@ class NamedLink(Protocol):
         """What it is, in few words."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Opened:
-    """An iterator of a run, the link it belongs to, and the place of that link in the chain, the source's being 0."""
+    """A link of a run, its place in the chain, the source's being 0, and its iterator once it has one."""
 
     link: NamedLink
-    iterator: Iterator[Any]
     place: int
+    iterator: Iterator[Any] | None = None
 
     @property
     def ended(self) -> bool:
@@ -54,23 +55,12 @@ class Opened:
 
     def runs_in(self, frame: FrameType) -> bool:
         """Whether `frame` executes this link's code."""
-        if (
-            isinstance(self.iterator, GeneratorType)
-            and self.iterator.gi_code is frame.f_code
-            and self._is_generator_of_function
-        ):
-            return True
         mine = frame.f_locals.get("self")
+        if mine is None:
+            # A generator function. Methods are told apart by their `self`: two stages of one class share the code.
+            return isinstance(self.iterator, GeneratorType) and self.iterator.gi_code is frame.f_code
         # A composable runs as a view of itself that shares its __dict__.
-        return mine is not None and (
-            mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
-        )
-
-    @property
-    def _is_generator_of_function(self) -> bool:
-        # Methods are told apart by their `self`: two stages of one class share the code.
-        code = self.iterator.gi_code  # type: ignore[attr-defined]  # a generator, as the caller saw
-        return "self" not in code.co_varnames[: code.co_argcount]
+        return mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
 
     @property
     def position(self) -> int | None:
@@ -119,10 +109,12 @@ def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Op
         traceback = traceback.tb_next
     if found is None or innermost is None or last is None:
         return None
-    if innermost is last and found.place > 0 and last.tb_frame.f_code.co_code[last.tb_lasti] in _PULLS:
-        # The stage was asking for an item and no Python code below it ran: what raised is an iterator written in C.
-        below = [entry for entry in opened if entry.place == found.place - 1]
-        return below[-1], None
+    if found.place > 0 and innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _FOR_ITER:
+        # The stage was asking for an item. If no Python code below it ran, what raised is an iterator written in C; so it is
+        # if the one below may call Python code that is nobody's, such as a builtin map as the source.
+        below = [entry for entry in opened if entry.place == found.place - 1][-1]
+        if innermost is last or isinstance(below.iterator, compress):
+            return below, None
     return found, innermost.tb_frame
 
 

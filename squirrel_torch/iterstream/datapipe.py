@@ -12,11 +12,13 @@ What torch does that a fast stream can't have, and what stands here instead:
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import IterableDataset, IterDataPipe
+from torch.utils.data.datapipes.datapipe import _IterDataPipeSerializationWrapper
 
-__all__ = ["DataPipe", "graph_state", "is_datapipe", "plain_state", "register"]
+__all__ = ["DataPipe", "graph_state", "is_datapipe", "iterated_by_dataloader", "plain_state", "register"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -71,6 +73,11 @@ def graph_state(attributes: dict[str, Any]) -> dict[str, Any] | None:
 def plain_state(attributes: dict[str, Any]) -> dict[str, Any]:
     """The attributes without those that torch keeps on a pipe for itself."""
     return {name: value for name, value in attributes.items() if name not in _BOOKKEEPING}
+
+
+def iterated_by_dataloader(caller: FrameType | None) -> bool:
+    """Whether the frame that asks a pipe for its iterator is a DataLoader's wrapper around that pipe."""
+    return caller is not None and isinstance(caller.f_locals.get("self"), _IterDataPipeSerializationWrapper)
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from operator import attrgetter
 from types import GeneratorType, TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
-from squirrel_torch.errors import ClosedRunError
+from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.iterstream.blame import NamedLink, Opened, add_note
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.sharding import WHOLE, Shard
@@ -40,12 +40,17 @@ class Lifetime:
         self._traceback: TracebackType | None = None
         self._end: str | None = None
 
-    def opened(self, link: Link, iterator: Iterator[Any], place: int) -> None:
-        """Remember an iterator of the run, so that the end of the run closes it."""
+    def opened(self, link: Link, place: int, iterator: Iterator[Any] | None = None) -> Opened:
+        """Remember an iterator of the run, so that the end of the run closes it.
+
+        A link is remembered before its iterator exists: opening it may fail too.
+        """
         # A loop opens its links once a pass: those of the passes before have ended.
         if len(self._opened) > _MANY:
             self._opened = [entry for entry in self._opened if not entry.ended]
-        self._opened.append(Opened(link, iterator, place))
+        entry = Opened(link, place, iterator)
+        self._opened.append(entry)
+        return entry
 
     def child(self, label: str) -> Lifetime:
         """A lifetime for a branch, ending with this one. A second child of one label ends the first."""
@@ -163,8 +168,9 @@ def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shar
     """
     *before, last = links
     own = context.below(sum(link._draws for link in before))
+    entry = lifetime.opened(last, len(before))
     iterator = last._open(Upstream(before, context, lifetime), own, lifetime, shard)
-    lifetime.opened(last, iterator, len(before))
+    entry.iterator = iterator
     return iterator
 
 
@@ -181,7 +187,13 @@ class Upstream(Iterable[T]):
         return self.part(WHOLE)
 
     def part(self, shard: Shard) -> Iterator[T]:
-        """Open the links, reduced to `shard`: a source that can seek makes no items of other shards."""
+        """Open the links, reduced to `shard`: a source that can seek makes no items of other shards.
+
+        Raises:
+            PipelineError: If there are none.
+        """
+        if not self._links:
+            raise PipelineError("the chain has no source: put its first stage onto a stream with compose or source_")
         context = self._context.below("pass", self._passes) if self._passes else self._context
         self._passes += 1
         return open_links(self._links, context, self._lifetime, shard)

@@ -119,7 +119,7 @@ class IterableSource(Source[T_co]):
         iterator = iter(iterable)
         # A generator that was made for this run ends with it; one that the caller made is the caller's.
         if isinstance(iterator, GeneratorType) and not isinstance(iterable, OneShot):
-            lifetime.opened(self, iterator, 0)
+            lifetime.opened(self, 0, iterator)
         return iterator
 
     def _describe(self) -> str:
@@ -278,7 +278,7 @@ class FilePathGenerator(Source[str]):
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[str]:
         paths = self._paths()
-        lifetime.opened(self, paths, 0)
+        lifetime.opened(self, 0, paths)
         return self._counted(paths, lifetime, shard)
 
     def _paths(self) -> Iterator[str]:

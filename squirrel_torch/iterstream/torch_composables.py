@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import PipelineError, ShardingError
@@ -143,6 +143,21 @@ class TorchIterable(IterableDataset[T_co]):
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker has no process group to ask for its rank.
         return {**self.__dict__, "_carried": carry_rank() or self._carried}
+
+
+def run_in_dataloader(composable: Composable[T_co]) -> Run[T_co]:
+    """A pass over a composable that was handed to a DataLoader itself, without `to_torch_iterable()`.
+
+    Raises:
+        PipelineError: In a worker process, where a composable can't know which epoch it is.
+    """
+    if get_worker_info() is not None:
+        raise PipelineError(
+            "a DataLoader with workers was given a composable: hand it composable.to_torch_iterable() instead, which numbers "
+            "the epochs and divides the stream among ranks and workers"
+        )
+    links = composable.to_torch_iterable()._sharded(composable, rank_shard(), worker_shard())
+    return Run(links, composable._claim_epoch)
 
 
 def _missing(axis: Split, shard: Shard, done: Split) -> ShardingError:

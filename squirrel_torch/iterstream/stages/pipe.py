@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any, ClassVar, TypeVar
 
-from squirrel_torch.checks import require_callable
+from squirrel_torch.checks import require_at_least, require_callable
 from squirrel_torch.iterstream.stage import Stage
 
 __all__ = ["Piped", "ZipIndex"]
@@ -27,12 +28,19 @@ class Piped(Stage[T, U]):
 
     def apply(self, items: Iterator[T]) -> Iterator[U]:
         result = self.function(items, *self.args, **self.kwargs)
+        if isinstance(result, GeneratorType):
+            return result
         if not isinstance(result, Iterator):
             raise TypeError(
                 f"{self.describe()}: the function must return an iterator, it returned {type(result).__name__}; "
                 "write it as a generator or return iter(...)"
             )
-        return result
+        return self._pulled(result)
+
+    def _pulled(self, result: Iterator[U]) -> Iterator[U]:
+        # An iterator that is not Python's has no frame by which messages could tell whose error it was.
+        for item in result:  # noqa: UP028  # `yield from` would close an iterator of the caller's
+            yield item
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,12 @@ class ZipIndex(Stage[T, tuple[int | str, T]]):
     moves_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        from squirrel_torch.checks import require_at_least
-
         if self.pad_length is not None:
             require_at_least("pad_length", self.pad_length, 0)
 
     def apply(self, items: Iterator[T]) -> Iterator[tuple[int | str, T]]:
-        if self.pad_length is None:
-            yield from enumerate(items)
-            return
+        return enumerate(items) if self.pad_length is None else self._padded(items, self.pad_length)
+
+    def _padded(self, items: Iterator[T], length: int) -> Iterator[tuple[str, T]]:
         for index, item in enumerate(items):
-            yield str(index).zfill(self.pad_length), item
+            yield str(index).zfill(length), item

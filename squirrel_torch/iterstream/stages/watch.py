@@ -1,5 +1,6 @@
 """Stages that look and let everything pass: tqdm and monitor."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Monitored(Stage[T, T]):
         self._meter()
 
     def _meter(self) -> Meter:
-        return Meter(self.conf, self.prefix, self.window_size, self.every)
+        return Meter(self.conf, _accepted_prefix(self.callback, self.prefix), self.window_size, self.every)
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         if not (self.conf.iops or self.conf.throughput):
@@ -67,3 +68,9 @@ class Monitored(Stage[T, T]):
         # However short the stream, it reports once. While the interpreter goes down the callback's world may be gone.
         if meter.pending and not sys.is_finalizing():
             self.callback(meter.report(), **self.kwargs)
+
+
+def _accepted_prefix(callback: Callable[..., Any], prefix: str) -> str:
+    # MLflow raises on metric names with anything else in them, parentheses for one.
+    of_mlflow = (getattr(callback, "__module__", None) or "").partition(".")[0] == "mlflow"
+    return re.sub(r"[^/\w.\- :]", "", prefix) if of_mlflow else prefix

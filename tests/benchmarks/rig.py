@@ -1,0 +1,211 @@
+"""How things are measured here: side by side, round by round, and only after their output was checked.
+
+The machine's speed changes from minute to minute, and with it every time that is measured. So nobody's time is compared with a
+number, nor with a time of another round: figures are medians of ratios taken within one round.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+__all__ = ["Claim", "Contender", "Table", "Times", "environment", "exhaust", "measure", "report", "write_json"]
+
+
+def exhaust(stream: Iterable[Any]) -> None:
+    """Take every item and drop it, as plainly as Python can."""
+    for _ in stream:
+        pass
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the job.
+
+    Args:
+        name: As the table shows it.
+        make: Gives, for a number of items, what the table's `work` is timed on. Not in the time itself.
+        share: The part of the table's items it gets, where all would take minutes. Times are per item.
+        needs: The module that has to be installed.
+        base: The contender whose time is taken off to get the cost of what this one does more.
+        note: What a reader has to know.
+    """
+
+    name: str
+    make: Callable[[int], Any]
+    share: float = 1.0
+    needs: str = "squirrel_torch"
+    base: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was promised, and whether it holds; None where nothing was promised."""
+
+    text: str
+    holds: bool | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.holds is None else f"{self.text}: {'holds' if self.holds else 'MISSED'}"
+
+
+class Times(dict[str, list[float]]):
+    """Seconds per item of each contender, a number for each round."""
+
+    def median(self, name: str) -> float:
+        """The time in the middle."""
+        return median(self[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """How many times as long as `other` it took: the median over rounds."""
+        return median(own / its for own, its in zip(self[name], self[other], strict=True))
+
+    def cost(self, name: str, base: str) -> float:
+        """How much longer than `base` an item took: the median over rounds."""
+        return median(own - its for own, its in zip(self[name], self[base], strict=True))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Contenders for one job.
+
+    Args:
+        name: For the command line.
+        title: What the job is.
+        items: How many items there are.
+        limit: The contender that all others are compared with.
+        contenders: In the order of the table.
+        check: Raises AssertionError unless what `make` gave does the job for a number of items.
+        claims: What the figures say about the targets.
+        work: What is timed. Its result is dropped outside the time.
+        unit: Of the times shown, and how many of them a second has.
+    """
+
+    name: str
+    title: str
+    items: int
+    limit: str
+    contenders: Sequence[Contender]
+    check: Callable[[Contender, Any, int], None]
+    claims: Callable[[Times], list[Claim]]
+    work: Callable[[Any], Any] = exhaust
+    unit: tuple[str, float] = field(default=("ns/item", 1e9))
+
+    @property
+    def present(self) -> list[Contender]:
+        """The contenders that are installed."""
+        return [contender for contender in self.contenders if find_spec(contender.needs) is not None]
+
+    def count(self, contender: Contender) -> int:
+        """How many items it gets."""
+        return int(self.items * contender.share)
+
+
+def measure(table: Table, rounds: int) -> Times:
+    """Check every contender, then time them all in each round, in an order that is new each time."""
+    present = table.present
+    for contender in present:
+        table.check(contender, contender.make(table.count(contender)), table.count(contender))
+    times = Times({contender.name: [] for contender in present})
+    rng = random.Random(0)
+    for _ in range(rounds):
+        for contender in rng.sample(present, len(present)):
+            count = table.count(contender)
+            times[contender.name].append(_seconds(table.work, contender.make(count)) / count)
+    return times
+
+
+def _seconds(work: Callable[[Any], Any], made: Any) -> float:
+    """One timing. What lived before is frozen: the garbage collector has only the contender's own objects to look at."""
+    gc.collect()
+    gc.freeze()
+    try:
+        start = perf_counter()
+        result = work(made)
+        seconds = perf_counter() - start
+    finally:
+        gc.unfreeze()
+    del result
+    return seconds
+
+
+def report(table: Table, times: Times) -> str:
+    """The table as aligned markdown, and a last line with the targets."""
+    unit, scale = table.unit
+    rows = [["contender", f"median {unit}", "best", "x limit", *(["cost"] if _has_costs(table) else []), "note"]]
+    rows += [_row(table, contender, times, scale) for contender in table.contenders]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [_line(row, widths) for row in rows]
+    lines.insert(1, _line(["-" * width for width in widths], widths))
+    claims = "; ".join(map(str, table.claims(times)))
+    return "\n".join([f"### {table.name}: {table.title}", "", *lines, "", f"{table.name}: {claims}"])
+
+
+def _has_costs(table: Table) -> bool:
+    return any(contender.base for contender in table.contenders)
+
+
+def _row(table: Table, contender: Contender, times: Times, scale: float) -> list[str]:
+    costs = [""] if _has_costs(table) else []
+    name = f"{contender.name} (limit)" if contender.name == table.limit else contender.name
+    if contender.name not in times:
+        return [name, "absent", "", "", *costs, f"{contender.needs} is not installed"]
+    if contender.base in times:
+        costs = [_number(times.cost(contender.name, contender.base) * scale)]
+    part = f"{contender.share:.0%} of the items" if contender.share < 1 else ""
+    return [
+        name,
+        _number(times.median(contender.name) * scale),
+        _number(min(times[contender.name]) * scale),
+        f"{times.ratio(contender.name, table.limit):.2f}",
+        *costs,
+        ", ".join(filter(None, [contender.note, part])),
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+
+def environment() -> dict[str, str]:
+    """The versions that the figures belong to."""
+    packages = ("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy")
+    found = {"python": platform.python_version(), "system": platform.system(), "cores": str(os.cpu_count())}
+    return found | {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def write_json(path: Path, results: Mapping[str, tuple[Table, Times]]) -> None:
+    """Every time of every round, in seconds per item, and what they say."""
+    tables = {
+        name: {
+            "limit": table.limit,
+            "seconds_per_item": times,
+            "times_limit": {contender: times.ratio(contender, table.limit) for contender in times},
+            "claims": [{"text": claim.text, "holds": claim.holds} for claim in table.claims(times)],
+        }
+        for name, (table, times) in results.items()
+    }
+    path.write_text(json.dumps({"environment": environment(), "tables": tables}, indent=2) + "\n")

@@ -1,0 +1,434 @@
+"""What the stream itself costs: chain, shuffle, start of a DataLoader, monitor, async_map.
+
+Run as ``python tests/benchmarks/stream.py [--rounds N] [--only NAME] [--json FILE]``; see README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rig import Claim, Contender, Table, Times, environment, measure, report, write_json
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.datapipes.iter import IterableWrapper
+
+from squirrel_torch import Composable, IterableSource
+
+OURS = "squirrel_torch"
+CORE = "squirrel-core"
+TORCH = "torch IterDataPipes"
+WEBDATASET = "webdataset"
+OWN_CLASS = "squirrel_torch, user's Composable subclass"
+
+
+def at_most(text: str, figure: float, target: float) -> Claim:
+    """The claim that `figure` stays within `target`; `text` has a place for the figure."""
+    return Claim(f"{text.format(figure)} (target at most {target:g})", figure <= target)
+
+
+def core_source(items: Iterable[Any]) -> Any:
+    """A stream of squirrel-core."""
+    from squirrel.iterstream import IterableSource as CoreSource
+
+    return CoreSource(items)
+
+
+# -- chain ----------------------------------------------------------------------------------------------------------------
+
+BATCH = 64
+
+
+def inc(x: int) -> int:
+    """The callback of every chain."""
+    return x + 1
+
+
+def even(x: int) -> bool:
+    """The predicate of every chain."""
+    return x % 2 == 0
+
+
+def mapped(items: Iterable[int], callback: Callable[[int], int]) -> Iterator[int]:
+    """`map` by hand."""
+    for item in items:
+        yield callback(item)
+
+
+def filtered(items: Iterable[int], predicate: Callable[[int], bool]) -> Iterator[int]:
+    """`filter` by hand."""
+    for item in items:
+        if predicate(item):
+            yield item
+
+
+def batched(items: Iterator[int], size: int) -> Iterator[list[int]]:
+    """`batched` by hand: full batches only."""
+    while len(batch := list(islice(items, size))) == size:
+        yield batch
+
+
+class OwnMap(Composable[int]):
+    """A stage as users write it: a class with a generator."""
+
+    def __init__(self, callback: Callable[[int], int]) -> None:
+        super().__init__()
+        self.callback = callback
+
+    def __iter__(self) -> Iterator[int]:
+        callback = self.callback
+        for item in self.source:
+            yield callback(item)
+
+
+def fused_chain(n: int) -> Iterator[list[int]]:
+    """The whole chain in one loop: what is left when nothing is composed."""
+    batch = []
+    for item in range(n):
+        item = inc(item)
+        if even(item):
+            batch.append(item)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+
+
+def webdataset_chain(n: int) -> Any:
+    """The chain of webdataset, with lists as batches."""
+    import webdataset as wds
+
+    stages = wds.map(inc), wds.select(even), wds.batched(BATCH, collation_fn=None, partial=False)
+    return wds.DataPipeline(lambda: iter(range(n)), *stages)
+
+
+def torch_source(items: Iterable[Any]) -> Any:
+    """A stream of torch's own pipes, over the items themselves instead of a deep copy."""
+    return IterableWrapper(items, deepcopy=False)
+
+
+def check_chain(contender: Contender, stream: Any, n: int) -> None:
+    """All full batches of the even numbers, in order."""
+    evens = list(range(2, n + 1, 2))
+    expected = [evens[i : i + BATCH] for i in range(0, len(evens) - BATCH + 1, BATCH)]
+    assert [list(batch) for batch in stream] == expected, contender.name
+
+
+def chain() -> Table:
+    """map, filter and batch over a million ints."""
+    limit = "plain generators"
+
+    def claims(times: Times) -> list[Claim]:
+        faster = times.ratio(TORCH, OURS)
+        return [
+            at_most(f"{OURS} {{:.2f}} x {limit}", times.ratio(OURS, limit), 1.15),
+            at_most(f"{OWN_CLASS} {{:.2f}} x", times.ratio(OWN_CLASS, limit), 1.15),
+            Claim(f"{faster:.0f} times less time than {TORCH} (target at least 20)", faster >= 20),
+        ]
+
+    return Table(
+        "chain",
+        "1,000,000 ints through map, filter, batch of 64",
+        1_000_000,
+        limit,
+        [
+            Contender("one fused loop", fused_chain),
+            Contender(limit, lambda n: batched(filtered(mapped(iter(range(n)), inc), even), BATCH), note="one per stage"),
+            Contender(OURS, lambda n: IterableSource(range(n)).map(inc).filter(even).batched(BATCH)),
+            Contender(OWN_CLASS, lambda n: IterableSource(range(n)).compose(OwnMap, inc).filter(even).batched(BATCH)),
+            Contender(CORE, lambda n: core_source(range(n)).map(inc).filter(even).batched(BATCH), needs="squirrel"),
+            Contender(WEBDATASET, webdataset_chain, needs="webdataset"),
+            Contender(TORCH, lambda n: torch_source(range(n)).map(inc).filter(even).batch(BATCH, drop_last=True), share=0.1),
+        ],
+        check_chain,
+        claims,
+    )
+
+
+# -- shuffle --------------------------------------------------------------------------------------------------------------
+
+BUFFER = 10_000
+
+
+def permuted_blocks(n: int) -> Iterator[int]:
+    """Blocks of the stream, each in the order of a permutation by numpy: a weaker shuffle than a buffer's."""
+    rng = np.random.default_rng(0)
+    items = iter(range(n))
+    while block := list(islice(items, BUFFER)):
+        for index in rng.permutation(len(block)).tolist():
+            yield block[index]
+
+
+def webdataset_shuffle(n: int) -> Any:
+    """The shuffle of webdataset."""
+    import webdataset as wds
+
+    return wds.DataPipeline(lambda: iter(range(n)), wds.shuffle(BUFFER))
+
+
+def check_shuffle(contender: Contender, stream: Any, n: int) -> None:
+    """Every item once, and hardly any at its old place."""
+    items = list(stream)
+    assert sorted(items) == list(range(n)), contender.name
+    assert sum(place == item for place, item in enumerate(items)) < n / 100, contender.name
+
+
+def shuffle() -> Table:
+    """A shuffle buffer of ten thousand over a million ints."""
+    limit = "numpy permutation of blocks"
+
+    def claims(times: Times) -> list[Claim]:
+        return [at_most(f"{OURS} {{:.2f}} x {limit}", times.ratio(OURS, limit), 2)]
+
+    return Table(
+        "shuffle",
+        "shuffle(10_000) over 1,000,000 ints, taken one by one",
+        1_000_000,
+        limit,
+        [
+            Contender(limit, permuted_blocks, note="a weaker shuffle"),
+            Contender(OURS, lambda n: IterableSource(range(n)).shuffle(BUFFER)),
+            Contender(CORE, lambda n: core_source(range(n)).shuffle(BUFFER), needs="squirrel"),
+            Contender(WEBDATASET, webdataset_shuffle, needs="webdataset"),
+            Contender(TORCH, lambda n: torch_source(range(n)).shuffle(buffer_size=BUFFER), share=0.2),
+        ],
+        check_shuffle,
+        claims,
+    )
+
+
+# -- start of a DataLoader ------------------------------------------------------------------------------------------------
+
+
+class PlainDataset(IterableDataset):
+    """The least that a DataLoader can be given: a generator that deals itself out to the workers."""
+
+    def __init__(self, data: list[Any], callback: Callable[[Any], Any]) -> None:
+        self.data = data
+        self.callback = callback
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        for item in self.data if info is None else islice(self.data, info.id, None, info.num_workers):
+            yield self.callback(item)
+
+
+@cache
+def million_dicts() -> list[dict[str, int]]:
+    """A dataset in memory."""
+    return [{"x": i, "label": i % 10} for i in range(1_000_000)]
+
+
+def next_x(sample: dict[str, int]) -> dict[str, int]:
+    """The callback of the datasets."""
+    return {**sample, "x": sample["x"] + 1}
+
+
+def open_loader(dataset: Callable[[], Any], workers: int) -> Iterator[Any]:
+    """What is timed: from the data in hand to the running iterator, workers included."""
+    context = "fork" if workers else None
+    loader = DataLoader(dataset(), BATCH, num_workers=workers, collate_fn=list, multiprocessing_context=context)
+    return iter(loader)
+
+
+def check_start(contender: Contender, start: Callable[[], Iterator[Any]], n: int) -> None:
+    """The first batch holds the first items; of every second item where two workers share."""
+    items = next(start())
+    step = items[1]["x"] - items[0]["x"]
+    assert step in (1, 2), contender.name
+    assert items == [next_x(sample) for sample in million_dicts()[: BATCH * step : step]], contender.name
+
+
+def start(workers: int) -> Table:
+    """`iter(DataLoader(...))` over a million dicts in memory."""
+    limit = "plain IterableDataset"
+    data = million_dicts()
+    datasets = {
+        limit: lambda: PlainDataset(data, next_x),
+        OURS: lambda: IterableSource(data).map(next_x).to_torch_iterable(),
+        TORCH: lambda: torch_source(data).map(next_x),
+    }
+
+    def claims(times: Times) -> list[Claim]:
+        less = times.ratio(TORCH, OURS)
+        return [
+            at_most(f"{OURS} {{:.1f}} ms", times.median(OURS) * 1e3, 50),
+            Claim(f"{less:.0f} times less time than {TORCH}"),
+        ]
+
+    return Table(
+        f"start-{workers}",
+        f"iter(DataLoader(...)) with num_workers={workers} over 1,000,000 dicts in memory",
+        1,
+        limit,
+        [Contender(name, lambda _, make=make: partial(open_loader, make, workers)) for name, make in datasets.items()],
+        check_start,
+        claims,
+        work=lambda start: start(),
+        unit=("ms", 1e3),
+    )
+
+
+# -- monitor --------------------------------------------------------------------------------------------------------------
+
+SAMPLES = 200_000
+
+
+def noop(metrics: dict[str, Any]) -> None:
+    """A logger that logs nowhere."""
+
+
+def kilobytes() -> list[Any]:
+    """Samples that are one array of 1 kB."""
+    return [np.full(250, i, np.float32) for i in range(SAMPLES)]
+
+
+def labelled_kilobytes() -> list[Any]:
+    """Samples as they are trained on: a dict with an array of 1 kB, a number and a text."""
+    return [{"x": x, "label": i % 10, "name": f"sample {i:06d}"} for i, x in enumerate(kilobytes())]
+
+
+def bytes_of(sample: Any) -> int:
+    """The size of a sample of one of the two kinds above."""
+    return sample.nbytes if isinstance(sample, np.ndarray) else sample["x"].nbytes + 8 + len(sample["name"])
+
+
+def counted(samples: Iterable[Any]) -> Iterator[Any]:
+    """A monitor by hand, that knows its samples: counts items and bytes, reports once a second."""
+    count, size, since = 0, 0, perf_counter()
+    for sample in samples:
+        count += 1
+        size += bytes_of(sample)
+        if (now := perf_counter()) - since >= 1:
+            noop({"items/s": count / (now - since), "bytes/s": size / (now - since)})
+            count, size, since = 0, 0, now
+        yield sample
+
+
+def monitor(name: str, title: str, make_samples: Callable[[], list[Any]]) -> Table:
+    """What watching a stream costs."""
+    limit, watched, core_watched = f"{OURS}, not monitored", f"{OURS}.monitor(noop)", f"{CORE}.monitor(noop)"
+    core_limit = f"{CORE}, not monitored"
+    samples = make_samples()
+
+    def check(contender: Contender, stream: Any, n: int) -> None:
+        assert all(given is sample for given, sample in zip(stream, samples, strict=True)), contender.name
+
+    def claims(times: Times) -> list[Claim]:
+        found = [at_most(f"{OURS}'s monitor {{:.2f}} us per item", times.cost(watched, limit) * 1e6, 1)]
+        if core_watched in times:
+            found.append(Claim(f"{CORE}'s {times.cost(core_watched, core_limit) * 1e6:.2f} us"))
+        return found
+
+    return Table(
+        name,
+        title,
+        SAMPLES,
+        limit,
+        [
+            Contender(limit, lambda _: IterableSource(samples)),
+            Contender("by hand: counters", lambda _: IterableSource(samples).to(counted), base=limit, note="knows its samples"),
+            Contender(watched, lambda _: IterableSource(samples).monitor(noop), base=limit, note="a report a second"),
+            Contender(core_limit, lambda _: core_source(samples), needs="squirrel"),
+            Contender(
+                core_watched,
+                lambda _: core_source(samples).monitor(noop),
+                needs="squirrel",
+                base=core_limit,
+                note="a report an item",
+            ),
+        ],
+        check,
+        claims,
+        unit=("us/item", 1e6),
+    )
+
+
+# -- async_map ------------------------------------------------------------------------------------------------------------
+
+WORKERS = 4
+WINDOW = 100
+
+
+def sliding_window(n: int) -> Iterator[int]:
+    """async_map by hand: at most `WINDOW` futures, the oldest leaves first."""
+    pending: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for item in range(n):
+            pending.append(pool.submit(inc, item))
+            if len(pending) == WINDOW:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def check_async(contender: Contender, stream: Any, n: int) -> None:
+    """Every result, in order."""
+    assert list(stream) == list(range(1, n + 1)), contender.name
+
+
+def async_map() -> Table:
+    """What it costs to send a callback that does nothing to a thread."""
+    limit = "window of futures by hand"
+
+    def claims(times: Times) -> list[Claim]:
+        return [Claim(f"{OURS} {times.ratio(OURS, limit):.2f} x a {limit} (no target yet)")]
+
+    return Table(
+        "async",
+        "100,000 cheap callbacks through 4 threads, 100 in flight",
+        100_000,
+        limit,
+        [
+            Contender("no threads: map", lambda n: IterableSource(range(n)).map(inc)),
+            Contender(limit, sliding_window),
+            Contender(OURS, lambda n: IterableSource(range(n)).async_map(inc, max_workers=WORKERS)),
+            Contender(CORE, lambda n: core_source(range(n)).async_map(inc, max_workers=WORKERS), needs="squirrel"),
+        ],
+        check_async,
+        claims,
+        unit=("us/item", 1e6),
+    )
+
+
+# -- command line ---------------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "chain": chain,
+    "shuffle": shuffle,
+    "start-0": partial(start, 0),
+    "start-2": partial(start, 2),
+    "monitor-arrays": partial(monitor, "monitor-arrays", "200,000 arrays of 1 kB", kilobytes),
+    "monitor-dicts": partial(monitor, "monitor-dicts", "200,000 dicts {x: 1 kB, label, name}", labelled_kilobytes),
+    "async": async_map,
+}
+
+
+def main() -> None:
+    """Measure, and print a table each."""
+    parser = argparse.ArgumentParser(description="What the stream itself costs, next to plain Python and to peers.")
+    parser.add_argument("--rounds", type=int, default=7, help="times that everyone is measured (default 7)")
+    parser.add_argument("--only", default="", metavar="NAME", help=f"the tables whose names start so: {', '.join(TABLES)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
+    options = parser.parse_args()
+    chosen = [name for name in TABLES if name.startswith(options.only)]
+    if not chosen or options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, and --only the start of one of {', '.join(TABLES)}")
+    print(", ".join(f"{name} {found}" for name, found in environment().items()), f"; {options.rounds} rounds", sep="")
+    results = {}
+    for name in chosen:
+        table = TABLES[name]()
+        results[name] = table, measure(table, options.rounds)
+        print(f"\n{report(*results[name])}", flush=True)
+    if options.json is not None:
+        write_json(options.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Every stage keeps the promises of `check_stage`: found by walking subclasses, so that none can be forgotten."""
+
+import operator
+
+import pytest
+
+import squirrel_torch
+from squirrel_torch import Shard, Stage
+from squirrel_torch.iterstream.stages import (
+    AsyncMap,
+    AutoSplit,
+    Batched,
+    DaskMap,
+    Filter,
+    FlatMap,
+    Flatten,
+    Loop,
+    Map,
+    Monitored,
+    NumbaMap,
+    Piped,
+    RankSplit,
+    Shuffled,
+    Skip,
+    Sliding,
+    SplitStage,
+    Take,
+    Tqdm,
+    WorkerSplit,
+    ZipIndex,
+)
+from squirrel_torch.testing import check_stage
+
+
+def every_second(items, offset=0):
+    for index, item in enumerate(items):
+        if index % 2 == offset:
+            yield item
+
+
+def ignore(metrics):
+    pass
+
+
+EXAMPLES = [
+    Map(lambda x: x + 1),
+    Map(operator.neg),
+    FlatMap(lambda x: [x] * (x % 3)),
+    Filter(lambda x: x % 2),
+    NumbaMap(lambda x: x * 2),
+    Take(3),
+    Skip(3),
+    Batched(3),
+    Batched(4, sum, drop_last=False),
+    Sliding(3, deepcopy=False),
+    Sliding(4, deepcopy=True, stride=2, drop_last=False, min_size=2),
+    Sliding(4, deepcopy=True, stride=3, drop_last=False, fill=True),
+    Shuffled(4, initial=2),
+    Shuffled(100, seed="another"),
+    Shuffled(2, initial=2),
+    Loop(2),
+    ZipIndex(),
+    ZipIndex(pad_length=5),
+    Piped(every_second, (1,)),
+    Tqdm({"disable": True}),
+    Monitored(ignore),
+    Monitored(ignore, prefix="here ", window_size=1, every=0),
+    AsyncMap(lambda x: x + 1, buffer=3, max_workers=2),
+    AsyncMap(lambda x: x + 1, executor="numba"),
+    RankSplit(),
+    WorkerSplit(),
+    AutoSplit(Shard(1, 3)),
+]
+
+
+def all_stages(kind: type[Stage]) -> set[type[Stage]]:
+    below = {stage for child in kind.__subclasses__() for stage in all_stages(child)}
+    return below | {kind} if kind.__module__.startswith(squirrel_torch.__name__) else below
+
+
+@pytest.mark.parametrize("stage", EXAMPLES, ids=lambda stage: stage.describe())
+def test_stage_keeps_its_promises(stage):
+    check_stage(stage, range(9))
+
+
+def test_flatten_keeps_its_promises():
+    check_stage(Flatten(), [[1, 2], [], (3,), "ab"])
+
+
+def test_dask_map_keeps_its_promises():
+    check_stage(DaskMap(lambda x: x + 1), range(5), read=lambda delayed: delayed.compute(scheduler="synchronous"))
+
+
+def test_every_stage_has_an_example():
+    tried = {type(stage) for stage in EXAMPLES} | {Flatten, DaskMap}
+    assert all_stages(Stage) - tried == {Stage, SplitStage}
