@@ -29,9 +29,9 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     threads, processes = set(threading.enumerate()), set(multiprocessing.active_children())
     yield
     deadline = time.monotonic() + _PATIENCE
-    while left := [thread for thread in set(threading.enumerate()) - threads if not _kept(thread)] + [
-        process for process in set(multiprocessing.active_children()) - processes
-    ]:
+    while left := [thread for thread in set(threading.enumerate()) - threads if not _kept(thread)] + list(
+        set(multiprocessing.active_children()) - processes
+    ):
         if time.monotonic() > deadline:
             pytest.fail(f"left behind: {left}")
         time.sleep(0.01)

@@ -120,7 +120,7 @@ def _check_abandoned(stage: Stage[Any, Any], items: list[Any]) -> None:
         time.sleep(0.01)
 
 
-class _Failure(Exception):
+class _PlannedError(Exception):
     """What the checks raise; it carries what a message can't."""
 
     def __init__(self, code: int, detail: dict[str, int]) -> None:
@@ -131,7 +131,7 @@ def _check_source_error(stage: Stage[Any, Any], items: list[Any]) -> None:
     for position in range(len(items) + 1):
         asked = threading.Event()
         failing = _pipeline(stage, _failing_source(items[:position], asked))
-        with failing.run() as run, suppress(_Failure):
+        with failing.run() as run, suppress(_PlannedError):
             list(run)
         if asked.is_set():  # otherwise the stage ends before it comes to this item
             _check_failing(failing, "in the source")
@@ -141,7 +141,7 @@ def _failing_source(items: list[Any], asked: threading.Event) -> Callable[[], It
     def source() -> Iterator[Any]:
         yield from items
         asked.set()
-        raise _Failure(404, {"after": len(items)})
+        raise _PlannedError(404, {"after": len(items)})
 
     return source
 
@@ -157,7 +157,7 @@ def _check_callback_errors(stage: Stage[Any, Any], name: str, items: list[Any]) 
 
 
 def _calls(stage: Stage[Any, Any], items: list[Any], callback: _FailsAt) -> int:
-    with suppress(_Failure):
+    with suppress(_PlannedError):
         list(_pipeline(stage, items))
     return callback.calls
 
@@ -176,7 +176,7 @@ class _FailsAt:
             call = self.calls
             self.calls += 1
         if call == self._position:
-            raise _Failure(404, {"call": call})
+            raise _PlannedError(404, {"call": call})
         return self._function(*args, **kwargs)
 
 
@@ -186,7 +186,7 @@ def _check_failing(pipeline: Composable[Any], place: str) -> None:
     for _ in range(2):
         try:
             list(run)
-        except _Failure as error:
+        except _PlannedError as error:
             seen.append(error)
             notes = [note for note in getattr(error, "__notes__", []) if note.startswith(NOTE_PREFIX)]
             _require(len(notes) == 1 and place in notes[0], f"an error {place}) of {pipeline!r} must say so once, got {notes}")

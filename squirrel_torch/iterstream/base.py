@@ -40,7 +40,7 @@ from squirrel_torch.iterstream.stages import (
 from squirrel_torch.metrics import MetricsConf, MetricsType
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage import Store, Written, store_writer
+from squirrel_torch.storage import Store, Written, store_reader, store_writer
 
 if TYPE_CHECKING:
     import random
@@ -610,7 +610,7 @@ class Composable(DataPipe[T_co]):
             buffer: At most this many are fetched ahead.
             max_workers: Threads of the pool; None is Python's default.
         """
-        return self.async_map(store.get, buffer, max_workers)
+        return self.async_map(store_reader(store), buffer, max_workers)
 
     def sink(self, store: Store, buffer: int = 100, max_workers: int | None = None) -> Written:
         """Write all items of the stream into a store, now, by a pool of threads.

@@ -49,9 +49,9 @@ class Opened:
     iterator: Iterator[Any] | None = None
 
     @property
-    def ended(self) -> bool:
-        """Whether it is a generator that has run to its end."""
-        return isinstance(self.iterator, GeneratorType) and self.iterator.gi_frame is None
+    def runs(self) -> bool:
+        """Whether it is a generator that has not come to its end."""
+        return isinstance(self.iterator, GeneratorType) and self.iterator.gi_frame is not None
 
     def runs_in(self, frame: FrameType) -> bool:
         """Whether `frame` executes this link's code."""

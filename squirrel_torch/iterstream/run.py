@@ -45,9 +45,10 @@ class Lifetime:
 
         A link is remembered before its iterator exists: opening it may fail too.
         """
-        # A loop opens its links once a pass: those of the passes before have ended.
+        # A loop opens its links once a pass.
         if len(self._opened) > _MANY:
-            self._opened = [entry for entry in self._opened if not entry.ended]
+            latest = {entry.place: entry for entry in self._opened}
+            self._opened = [entry for entry in self._opened if entry.runs or entry is latest[entry.place]]
         entry = Opened(link, place, iterator)
         self._opened.append(entry)
         return entry
@@ -194,6 +195,8 @@ class Upstream(Iterable[T]):
         """
         if not self._links:
             raise PipelineError("the chain has no source: put its first stage onto a stream with compose or source_")
-        context = self._context.below("pass", self._passes) if self._passes else self._context
+        # The number of links tells the passes of a loop from those of a loop around it.
+        again = ("pass", len(self._links), self._passes) if self._passes else ()
+        context = self._context.below(*again)
         self._passes += 1
         return open_links(self._links, context, self._lifetime, shard)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
 
-__all__ = ["Keys", "Store", "Written", "store_writer"]
+__all__ = ["Keys", "Store", "Written", "check_key", "store_reader", "store_writer"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,20 @@ def store_writer(store: Store) -> Callable[[Any], str]:
     Raises:
         TypeError: If `store` is not a store.
     """
-    write: Callable[[Any], str] | None = getattr(store, "set", None)
-    if not callable(write):
-        raise TypeError(f"sink needs a store, with a method set(value), got {store!r} ({type(store).__name__})")
-    return write
+    _require_store("sink", store)
+    return store.set
+
+
+def store_reader(store: Store) -> Callable[[str], Any]:
+    """The function that `prefetch` calls with each key.
+
+    Raises:
+        TypeError: If `store` is not a store.
+    """
+    _require_store("prefetch", store)
+    return store.get
+
+
+def _require_store(method: str, store: object) -> None:
+    if not isinstance(store, Store):
+        raise TypeError(f"{method} needs a store, a subclass of squirrel_torch.Store, got {store!r} ({type(store).__name__})")

@@ -169,7 +169,7 @@ def _row(table: Table, contender: Contender, times: Times, scale: float) -> list
         name,
         _number(times.median(contender.name) * scale),
         _number(min(times[contender.name]) * scale),
-        f"{times.ratio(contender.name, table.limit):.2f}",
+        _ratio(times.ratio(contender.name, table.limit)),
         *costs,
         ", ".join(filter(None, [contender.note, part])),
     ]
@@ -177,6 +177,10 @@ def _row(table: Table, contender: Contender, times: Times, scale: float) -> list
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
