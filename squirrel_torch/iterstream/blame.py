@@ -100,7 +100,7 @@ def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Op
     while traceback is not None:
         frame, last = traceback.tb_frame, traceback
         # Frames go from the head to the source, so one stage that stands twice in a chain is met in that order.
-        inside = [entry for entry in opened if (found is None or entry.place <= found.place) and entry.runs_in(frame)]
+        inside = [entry for entry in opened if entry.runs_in(frame)]
         further = [entry for entry in inside if found is None or entry.place < found.place]
         if further:
             found = max(further, key=lambda entry: entry.place)
