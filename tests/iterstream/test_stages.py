@@ -292,17 +292,23 @@ class TestAsyncMap:
 
     def test_leaving_early_leaves_the_callers_executor_open_and_idle(self):
         called = []
-        go_on = threading.Event()
+        full, go_on = threading.Event(), threading.Event()
+
+        def source():
+            for item in range(100):
+                if item == 30:
+                    full.set()
+                yield item
 
         def callback(x):
             called.append(x)
-            assert x == 0 or go_on.wait(20)
+            assert (full if x == 0 else go_on).wait(20)
             return x
 
         with ThreadPoolExecutor(1) as pool:
-            run = iter(IterableSource(range(100)).async_map(callback, buffer=40, executor=pool))
+            run = iter(IterableSource(source).async_map(callback, buffer=40, executor=pool))
             next(run)
-            run.close()  # item 1 is running, others are queued
+            run.close()  # item 1 may be running, some thirty others are queued
             go_on.set()
             assert pool.submit(int).result() == 0
             assert called in ([0], [0, 1]), "what was queued is never called"
