@@ -1,10 +1,13 @@
 """The figures that `monitor` reports, how they are measured, and how large a sample is."""
 
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from squirrel_torch.checks import require_at_least, require_seconds
 
@@ -64,20 +67,45 @@ def size_of(item: Any) -> int:
     Arrays and tensors count their elements, text and bytes their length, numbers 8, containers the sum of what they
     hold (keys of mappings too). Anything else counts what `sys.getsizeof` says of it.
     """
+    return _SIZES.get(type(item), _size_of_other)(item)
+
+
+def _size_of_items(items: Iterable[Any]) -> int:
+    sizes, other = _SIZES, _size_of_other
+    size = 0
+    for item in items:
+        size += sizes.get(type(item), other)(item)
+    return size
+
+
+def _size_of_mapping(mapping: Mapping[Any, Any]) -> int:
+    return _size_of_items(mapping) + _size_of_items(mapping.values())
+
+
+def _size_of_other(item: Any) -> int:
+    """The size of what is none of the common types: a subclass of one, a tensor, anything."""
     nbytes = getattr(item, "nbytes", None)
     if type(nbytes) is int:
         return nbytes
-    if isinstance(item, str | bytes | bytearray):
-        return len(item)
-    if item is None:
-        return 0
-    if isinstance(item, int | float):
-        return 8
     if isinstance(item, Mapping):
-        return sum(size_of(key) + size_of(value) for key, value in item.items())
+        return _size_of_mapping(item)
     if isinstance(item, list | tuple | Set):
-        return sum(map(size_of, item))
+        return _size_of_items(item)
+    for common in (str, bytes, bytearray, int, float):
+        if isinstance(item, common):
+            return _SIZES[common](item)
     return sys.getsizeof(item)
+
+
+# By exact type: this runs for each item of a stream and for each part of it, and isinstance would take most of the time.
+_SIZES: dict[type, Callable[[Any], int]] = {
+    **dict.fromkeys((str, bytes, bytearray), len),
+    **dict.fromkeys((int, float, bool), lambda _: 8),
+    **dict.fromkeys((list, tuple, set, frozenset), _size_of_items),
+    np.ndarray: attrgetter("nbytes"),
+    dict: _size_of_mapping,
+    type(None): lambda _: 0,
+}
 
 
 class Meter:

@@ -1,0 +1,121 @@
+"""The package as a whole: its names, its imports, its documents and its examples."""
+
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+import squirrel_torch
+from squirrel_torch import iterstream
+from squirrel_torch.iterstream import foreign
+from tests.support import ROOT, run_script
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(squirrel_torch.__path__, "squirrel_torch.")
+    if not module.name.endswith("__main__")
+]
+OPTIONAL = ("dask", "distributed", "numba", "wandb", "mlflow", "lightning", "s3fs")
+LAZY = ("pyarrow", "fsspec", "cloudpickle", "tqdm", "pandas", "sklearn")
+
+
+@pytest.mark.parametrize("name", ["squirrel_torch", *MODULES])
+def test_public_names_exist_and_are_sorted(name):
+    module = importlib.import_module(name)
+    names = module.__all__
+    assert len(set(names)) == len(names)
+    # As ruff sorts them: constants, classes, functions.
+    assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    for public in names:
+        assert hasattr(module, public), public
+
+
+def test_the_paths_that_were_asked_for():
+    from squirrel_torch.iterstream.base import Composable
+    from squirrel_torch.iterstream.source import IterableSamplerSource, IterableSource
+    from squirrel_torch.iterstream.torch_composables import SplitByRank, SplitByWorker, TorchIterable
+    from squirrel_torch.metrics import MetricsConf
+    from squirrel_torch.storage import MemoryStore
+
+    for thing in (
+        Composable,
+        IterableSamplerSource,
+        IterableSource,
+        SplitByRank,
+        SplitByWorker,
+        TorchIterable,
+        MetricsConf,
+        MemoryStore,
+    ):
+        assert getattr(squirrel_torch, thing.__name__) is thing
+
+
+def test_everything_public_can_be_imported_from_the_top():
+    missing = set(iterstream.__all__) - set(squirrel_torch.__all__)
+    assert not missing
+
+
+def test_methods_registered_on_foreign_pipes_exist():
+    assert all(callable(getattr(squirrel_torch.Composable, name)) for name in foreign.NAMES)
+    methods = {name for name in vars(squirrel_torch.Composable) if not name.startswith("_")}
+    by_torch = {"map", "filter", "shuffle"}
+    assert methods - set(foreign.NAMES) == {"run", "set_epoch", "source", "source_", "to"} | by_torch
+
+
+@pytest.mark.slow
+def test_importing_it_needs_and_brings_no_optional_package(tmp_path):
+    code = f"""
+
+for name in {OPTIONAL!r}:
+    sys.modules[name] = None  # importing it is an ImportError
+before = set(sys.modules)
+import squirrel_torch
+brought = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+import torch.utils.data
+assert not brought & set({LAZY!r}), brought & set({LAZY!r})
+from squirrel_torch import IterableSource, MemoryStore
+store = MemoryStore()
+IterableSource(range(4)).sink(store)
+print(sorted(IterableSource(store.keys()).shuffle(3).prefetch(store).batched(2).flatten().collect()))
+"""
+    assert run_script(code, tmp_path, PYTHONWARNINGS="error").strip() == "[0, 1, 2, 3]"
+
+
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "squirrel_torch").rglob("*.md")])
+
+
+def blocks(path):
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path)], ids=lambda path: path.name)
+def test_the_code_of_a_document_runs(path, tmp_path):
+    run_script("\n".join(blocks(path)), tmp_path, PYTHONWARNINGS="error")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_inside_the_project_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_the_digits_example(ranks, tmp_path):
+    out = run_script((ROOT / "examples" / "train_digits.py").read_text(), tmp_path, torchrun=ranks, timeout=280)
+    *epochs, last = out.splitlines()
+    assert len(epochs) == 10
+    parts = "rank 0: 719, rank 1: 718" if ranks else "rank 0: 1437"
+    for number, line in enumerate(epochs):
+        assert line == f"epoch {number}: each of the 1437 training samples reached exactly one rank ({parts})"
+    found = re.fullmatch(r"held-out accuracy: ([\d.]+) on 360 digits", last)
+    assert found is not None
+    assert float(found[1]) >= 0.95
+
+
+def test_no_warnings_on_import(tmp_path):
+    run_script("import squirrel_torch", tmp_path, PYTHONWARNINGS="error")
