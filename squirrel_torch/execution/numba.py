@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -25,18 +26,16 @@ def require_numba() -> None:
 
 
 def compiled(callback: Callable[[T], U]) -> Callable[[T], U]:
-    """`callback` as machine code that runs without the GIL, compiled at its first call.
+    """`callback` as machine code that runs without the GIL, compiled at its first call in this process.
 
     What numba can't compile (dicts, most Python objects, calls into torch) runs as it is, after one warning in the log
-    that says why. Object mode is not used: around a callback it costs microseconds and gains nothing, and around a
-    generator it crashes numba 0.68.
+    that says why. Object mode is not used: around a callback it costs microseconds and gains nothing.
     """
     require_numba()
-    import numba
     from numba.core.errors import NumbaError
 
     try:
-        fast = numba.njit(nogil=True)(callback)
+        fast = _dispatcher(callback)
     except (TypeError, NumbaError) as error:
         _warn(callback, error)
         return callback
@@ -56,6 +55,15 @@ def compiled(callback: Callable[[T], U]) -> Callable[[T], U]:
         return callback(item)
 
     return call
+
+
+@lru_cache(maxsize=64)
+def _dispatcher(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's function, which keeps what it has compiled: the next epoch need not compile it again."""
+    import numba
+
+    dispatcher: Callable[..., Any] = numba.njit(nogil=True)(callback)
+    return dispatcher
 
 
 def _warn(callback: Callable[..., Any], error: Exception) -> None:

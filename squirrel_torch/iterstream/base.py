@@ -100,6 +100,13 @@ class Composable(DataPipe[T_co]):
     _custom: ClassVar[bool] = False
     """Whether the class writes its own `__iter__`."""
 
+    _begins: ClassVar[bool] = False
+    """Whether the class begins a stream. Around another composable it adds nothing, and is left out of the chain."""
+
+    needs_whole: ClassVar[bool | None] = None
+    """For a subclass with an `__iter__` of its own: whether it gives something else on a part of the stream (it counts, or
+    looks at neighbours). `TorchIterable` puts a split behind it if True, in front of it if False, and refuses to guess."""
+
     def __init__(
         self,
         source: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
@@ -183,7 +190,8 @@ class Composable(DataPipe[T_co]):
         links: list[Composable[Any]] = []
         node: Any = self
         while isinstance(node, Composable):
-            links.append(node)
+            if not (node._begins and isinstance(node.source, Composable)):
+                links.append(node)
             node = node.source
         if node is not None and "_stage" in links[-1].__dict__ and links[-1]._stage is not None:
             from squirrel_torch.iterstream.source import IterableSource
@@ -437,8 +445,8 @@ class Composable(DataPipe[T_co]):
     def numba_map(self, callback: Callable[[T_co], U]) -> Composable[U]:
         """Like `map`, the callback compiled by numba (extra `numba`) at its first call.
 
-        Pays for callbacks that loop over numbers in Python; numpy code gains little. What numba can't compile runs as plain
-        Python, after one warning in the log that says why.
+        Pays for callbacks that loop over numbers in Python; numpy code gains little. Compiled integers have 64 bits and wrap
+        around. What numba can't compile runs as plain Python, after one warning in the log that says why.
 
         Args:
             callback: A Python function of arrays and numbers.

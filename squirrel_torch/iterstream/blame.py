@@ -128,17 +128,16 @@ def _which_item(
     position = None if frame is None else _position(frame)
     if position is not None:
         return f", on item {position}"
+    exact = not culprit.link._holds
     for place in range(culprit.place - 1, 0, -1):
         entry = chain[place]
-        if entry.position is not None:
+        if exact and entry.position is not None:
             return f", on item {entry.position} of {entry.link._describe()}"
-        if entry.link._holds:
-            break
-    else:
-        if count is not None and source is not None:
-            return f", on item {count() - 1} of {source.link._describe()}"
+        exact = exact and not entry.link._holds
+    if count is None or source is None:
         return ""
-    return "" if count is None or source is None else f", after {count()} items of {source.link._describe()} were read"
+    described = source.link._describe()
+    return f", on item {count() - 1} of {described}" if exact else f", after {count()} items of {described} were read"
 
 
 def _position(frame: FrameType) -> int | None:

@@ -11,14 +11,14 @@ What torch does that a fast stream can't have, and what stands here instead:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch.utils.data import IterableDataset, IterDataPipe
 from torch.utils.data.datapipes.datapipe import _IterDataPipeSerializationWrapper
 
-__all__ = ["DataPipe", "graph_state", "is_datapipe", "iterated_by_dataloader", "plain_state", "register"]
+__all__ = ["DataPipe", "graph_state", "is_datapipe", "iterated_by_dataloader", "pipes_behind", "plain_state", "register"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -59,15 +59,21 @@ def graph_state(attributes: dict[str, Any]) -> dict[str, Any] | None:
     hook = IterDataPipe.getstate_hook
     if hook is None:
         return None
-    shown = {}
-    for name, value in attributes.items():
-        if is_datapipe(value):
-            shown[name] = value
-        elif isinstance(value, list | tuple):
-            pipes = [part for part in value if is_datapipe(part)]
-            if pipes:
-                shown[name] = pipes
-    return dict(hook(shown))
+    return dict(hook({name: value for name, value in attributes.items() if _holds_pipes(value)}))
+
+
+def pipes_behind(pipe: Any) -> Iterator[Any]:
+    """The pipes that a pipe of torch is made of, itself first, found without pickling anything."""
+    yield pipe
+    for value in vars(pipe).values():
+        if _holds_pipes(value):
+            for inner in [value] if is_datapipe(value) else value:
+                yield from pipes_behind(inner)
+
+
+def _holds_pipes(value: object) -> bool:
+    # A list of pipes holds nothing else; looking at each item of a list of data would take long.
+    return is_datapipe(value) or (isinstance(value, list | tuple) and len(value) > 0 and is_datapipe(value[0]))
 
 
 def plain_state(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which epoch is this? One answer for all worker processes of a DataLoader."""
 
+import time
 from typing import Any
 
 import torch
@@ -9,73 +10,86 @@ from squirrel_torch.errors import ShardingError
 
 __all__ = ["EpochCounter"]
 
-_WORKERS = 1024
-_BASE, _NEXT = 0, 1
+_CALLS, _NEXT, _LOGGED, _FIRST_EPOCHS = 0, 1, 2, 3
+_SLOTS = 4096
 _TOKEN_BITS = 31
+_PATIENCE = 300.0
 
 
 class EpochCounter:
     """Numbers the passes over a dataset, also where other processes make them.
 
     A DataLoader with workers never iterates the dataset in the main process, and may start new workers for each epoch. So
-    the count lives in shared memory, which fork, spawn and forkserver all hand on. All workers of one pass must find the
-    same number without a lock (none can be handed on by all three). What they share is a token: the base seed that the
-    DataLoader draws for them.
+    the count lives in shared memory, which fork, spawn and forkserver all hand on; a lock that all three hand on does not
+    exist. All workers of one pass must find the same number. What they share is a token, the base seed that the DataLoader
+    draws for them. Worker 0 decides: it takes the next number and publishes it beside the token, in one 64-bit word; the
+    others wait for that word. Persistent workers keep their token, and each counts on from there by itself.
 
-    Each worker writes into its own row only: (token, first epoch of the token) as one 64-bit word, then the epoch after the
-    one it starts. A worker that finds its token in any row uses the epoch beside it. Otherwise it is among the first of its
-    pass; no worker of its pass has raised the second column yet, so all who get here compute the same number from it. One
-    who sees a raised number will also see the token, which was written before: hence the second look.
-
-    Persistent workers keep their token; they count on from its first epoch by themselves.
+    A DataLoader that draws the same base seed again, because torch was seeded again, gets the same epoch again: new workers
+    can't tell the two passes apart. So it is with torch's own shuffling.
     """
 
     def __init__(self) -> None:
-        # Row 0 belongs to the main process: (how often set_epoch was called, its next epoch).
-        self._ledger = torch.zeros((1 + _WORKERS, 2), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        ledger = torch.zeros(_FIRST_EPOCHS + _SLOTS, dtype=torch.int64)
+        self._ledger = ledger.share_memory_()  # type: ignore[no-untyped-call]
         self._passes: dict[int, int] = {}
 
     def claim(self) -> int:
-        """The number of the pass that starts now."""
+        """The number of the pass that starts now.
+
+        Raises:
+            ShardingError: In a worker other than worker 0, if that does not iterate the dataset too.
+        """
         worker = get_worker_info()
         if worker is None:
-            epoch = int(self._ledger[:, _NEXT].max())
-            self._ledger[0, _NEXT] = epoch + 1
-            return epoch
-        if worker.num_workers > _WORKERS:
-            raise ShardingError(f"at most {_WORKERS} workers can agree on an epoch, got num_workers={worker.num_workers}")
+            return self._take(int(self._ledger[_NEXT]))
         token = self._token(worker.seed - worker.id)
-        first = self._first_epoch(token)
+        first = self._published(token)
+        if first is None:
+            first = self._publish(token) if worker.id == 0 else self._wait_for(token)
         passes = self._passes.get(token, 0)
         self._passes[token] = passes + 1
-        row = self._ledger[1 + worker.id]
-        row[_BASE] = token << 32 | first
-        row[_NEXT] = max(int(row[_NEXT]), first + passes + 1)
-        return first + passes
+        return self._take(first + passes) if worker.id == 0 else first + passes
 
     def set(self, epoch: int) -> None:
         """Give the next pass this number. Called in the main process, between passes."""
-        calls = int(self._ledger[0, _BASE]) + 1
-        self._ledger.zero_()
-        self._ledger[0, _BASE], self._ledger[0, _NEXT] = calls, epoch
+        self._ledger[_CALLS] += 1
+        self._ledger[_NEXT] = epoch
+
+    def first(self) -> bool:
+        """True once, whichever process asks."""
+        told = bool(self._ledger[_LOGGED])
+        self._ledger[_LOGGED] = 1
+        return not told
+
+    def _take(self, epoch: int) -> int:
+        self._ledger[_NEXT] = max(int(self._ledger[_NEXT]), epoch + 1)
+        return epoch
 
     def _token(self, base_seed: int) -> int:
         # After set_epoch the same persistent workers start counting anew; the last bit keeps a token from being 0.
-        calls = int(self._ledger[0, _BASE])
+        calls = int(self._ledger[_CALLS])
         return hash((base_seed, calls)) % (1 << _TOKEN_BITS) | 1
 
-    def _first_epoch(self, token: int) -> int:
-        found = self._look_up(token)
-        if found is None:
-            computed = int(self._ledger[:, _NEXT].max())
-            found = self._look_up(token)
-            return computed if found is None else found
-        return found
+    def _published(self, token: int) -> int | None:
+        word = int(self._ledger[_FIRST_EPOCHS + token % _SLOTS])
+        return word & 0xFFFFFFFF if word >> 32 == token else None
 
-    def _look_up(self, token: int) -> int | None:
-        words = self._ledger[1:, _BASE]
-        hits = words[words >> 32 == token]
-        return int(hits[0]) & 0xFFFFFFFF if len(hits) else None
+    def _publish(self, token: int) -> int:
+        first = int(self._ledger[_NEXT])
+        self._ledger[_FIRST_EPOCHS + token % _SLOTS] = token << 32 | first
+        return first
+
+    def _wait_for(self, token: int) -> int:
+        deadline = time.monotonic() + _PATIENCE
+        while (first := self._published(token)) is None:
+            if time.monotonic() > deadline:
+                raise ShardingError(
+                    f"worker 0 of this DataLoader has not begun to iterate the dataset for {_PATIENCE:.0f} s, and the workers "
+                    "can't agree on an epoch: a TorchIterable must be iterated by all workers of its DataLoader"
+                )
+            time.sleep(0.001)
+        return first
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_ledger": self._ledger}

@@ -187,6 +187,14 @@ class Upstream(Iterable[T]):
     def __iter__(self) -> Iterator[T]:
         return self.part(WHOLE)
 
+    def __getattr__(self, name: str) -> Any:
+        """The fluent methods, for composables that use them on `self.source` while they run."""
+        from squirrel_torch.iterstream.source import IterableSource
+
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(IterableSource(self), name)
+
     def part(self, shard: Shard) -> Iterator[T]:
         """Open the links, reduced to `shard`: a source that can seek makes no items of other shards.
 

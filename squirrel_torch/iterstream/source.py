@@ -46,6 +46,8 @@ class MapStyle(Protocol[T_co]):
 class Source(Composable[T_co]):
     """A composable that begins a stream. Subclasses implement `_items`."""
 
+    _begins = True
+
     @abstractmethod
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         """The items of `shard`."""
@@ -103,8 +105,7 @@ class IterableSource(Source[T_co]):
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         source = self.source
-        if isinstance(source, Composable):
-            return open_links(source._links(), context, lifetime.child("inner stream"), shard)
+        lifetime.reads(self, lambda: 0)  # what an earlier pass has counted is past
         if isinstance(source, Store):
             keys = self._counted(iter(source.keys()), lifetime, shard)
             return (source.get(key) for key in keys)

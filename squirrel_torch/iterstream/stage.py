@@ -9,7 +9,7 @@ from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from squirrel_torch.iterstream.describe import describe_call
-from squirrel_torch.iterstream.portable import from_portable, to_portable
+from squirrel_torch.iterstream.portable import by_value, from_portable, importable, to_portable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ class Stage(ABC, Generic[T, U]):
     * `splits`: the axes along which it divides the stream.
     * `moves_only`: it only chooses and orders items. A split that is put in automatically goes behind such stages.
     * `needs_whole`: it means something else on a part of the stream (the first n, the index, neighbours). A split that
-      is put in automatically goes behind it.
+      is put in automatically goes behind it. None: it can't be known, and nothing is split automatically.
     * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
       given so far, for messages.
     * `draws`: it uses random numbers.
@@ -79,7 +79,7 @@ class Stage(ABC, Generic[T, U]):
 
     splits: ClassVar[Split] = Split.NONE
     moves_only: ClassVar[bool] = False
-    needs_whole: ClassVar[bool] = False
+    needs_whole: ClassVar[bool | None] = False
     holds: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
@@ -95,6 +95,12 @@ class Stage(ABC, Generic[T, U]):
         """The stage as one would write it, callables by their name."""
         arguments: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         return describe_call(type(self).__name__, {field.name: getattr(self, field.name) for field in arguments})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if importable(type(self)):
+            return super().__reduce_ex__(protocol)
+        # A class of a function's body or of a notebook: it travels by value.
+        return (*by_value(type(self)), self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
         return to_portable(self.__dict__)

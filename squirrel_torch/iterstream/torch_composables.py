@@ -11,9 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
 from squirrel_torch.iterstream.epochs import EpochCounter
 from squirrel_torch.iterstream.run import Run
-from squirrel_torch.iterstream.source import Source
 from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
 from squirrel_torch.sharding import CarriedShard, Shard, carry_rank, rank_shard, worker_shard
@@ -51,7 +51,8 @@ class TorchIterable(IterableDataset[T_co]):
 
     If the chain has no split, the stream is split here, by rank and worker, at the earliest place where that is right:
     behind the source and the stages that only order and choose, and behind each stage that means something else on a part of
-    the stream (take, skip, zip_index, sliding). What was done is logged once. If the chain has splits, they are checked.
+    the stream (take, skip, zip_index, sliding). What was done is logged once. Where it can't be known what is right, behind
+    `to` and composables of your own that don't say `needs_whole`, it is an error. If the chain has splits, they are checked.
 
     Each pass is a new epoch, also with workers, persistent or not.
 
@@ -72,7 +73,6 @@ class TorchIterable(IterableDataset[T_co]):
         self.enforce_worker_check = enforce_worker_check
         self._epochs = EpochCounter()
         self._carried: CarriedShard | None = None
-        self._logged = False
 
     def source_(self, source: Composable[T_co]) -> TorchIterable[T_co]:
         """Set the chain and return the dataset itself."""
@@ -115,8 +115,7 @@ class TorchIterable(IterableDataset[T_co]):
         return links
 
     def _log_once(self, links: Sequence[Composable[Any]], place: int, rank: Shard, worker: Shard) -> None:
-        if not self._logged and worker.index == 0:
-            self._logged = True
+        if worker.index == 0 and self._epochs.first():
             repeated = [link._describe() for link in links[1:place] if not _moves_only(link)]
             _log.info(
                 "the stream has no split: it is split by rank %d of %d and worker %d of %d behind %s%s",
@@ -182,10 +181,7 @@ def _splits(composable: Composable[Any]) -> Split:
     own = Split.NONE
     for link in links:
         own |= link._splits
-    branches = getattr(links[0], "branches", None)
-    inner = links[0].source
-    if branches is None and isinstance(links[0], Source) and isinstance(inner, Composable):
-        branches = [inner]
+    branches = getattr(links[0], "branches", None) or _inside_foreign(links[0].source)
     if not branches:
         return own
     splits = [_splits(branch) for branch in branches]
@@ -205,6 +201,13 @@ def _splits(composable: Composable[Any]) -> Split:
     return own | splits[0]
 
 
+def _inside_foreign(source: object) -> list[Composable[Any]]:
+    """The chain of ours, if any, that a pipe of torch was put onto."""
+    if isinstance(source, Composable) or not is_datapipe(source):
+        return []
+    return [pipe for pipe in pipes_behind(source) if isinstance(pipe, Composable)][:1]
+
+
 def _moves_only(link: Composable[Any]) -> bool:
     stage = link.__dict__.get("_stage")
     return stage is not None and stage.moves_only
@@ -216,7 +219,18 @@ def _place_of_split(links: Sequence[Composable[Any]]) -> int:
     while place < len(links) and _moves_only(links[place]):
         place += 1
     for index, link in enumerate(links[place:], start=place):
-        stage = link.__dict__.get("_stage")
-        if stage is not None and stage.needs_whole:
+        needs_whole = _needs_whole(link)
+        if needs_whole is None:
+            raise ShardingError(
+                f"the stream has no split, and can't be split automatically: {link._describe()} may look at one item at a "
+                "time or at several. Add .split_by_rank() and .split_by_worker() in front of it or behind it, or, if it is a class of "
+                "your own, write needs_whole = False or True into the class"
+            )
+        if needs_whole:
             place = index + 1
     return place
+
+
+def _needs_whole(link: Composable[Any]) -> bool | None:
+    stage = link.__dict__.get("_stage")
+    return link.needs_whole if stage is None else stage.needs_whole

@@ -1,6 +1,7 @@
 """Every stage keeps the promises of `check_stage`: found by walking subclasses, so that none can be forgotten."""
 
 import operator
+from dataclasses import dataclass
 
 import pytest
 
@@ -74,6 +75,7 @@ EXAMPLES = [
 
 
 def all_stages(kind: type[Stage]) -> set[type[Stage]]:
+    # Those of tests are local or their own.
     below = {stage for child in kind.__subclasses__() for stage in all_stages(child)}
     return below | {kind} if kind.__module__.startswith(squirrel_torch.__name__) else below
 
@@ -89,6 +91,18 @@ def test_flatten_keeps_its_promises():
 
 def test_dask_map_keeps_its_promises():
     check_stage(DaskMap(lambda x: x + 1), range(5), read=lambda delayed: delayed.compute(scheduler="synchronous"))
+
+
+def test_stages_of_a_function_body_can_be_pickled():
+    @dataclass(frozen=True)
+    class Local(Stage):
+        factor: int
+
+        def apply(self, items):
+            for item in items:
+                yield self.factor * item
+
+    check_stage(Local(3), range(4))
 
 
 def test_every_stage_has_an_example():

@@ -261,6 +261,18 @@ class TestOwnComposables:
     def test_the_source_can_be_read_twice_in_one_run(self):
         assert IterableSource([1, 2, 4]).map(lambda x: x).compose(TwoPasses).collect() == [0.25, 0.5, 1.0]
 
+    def test_fluent_methods_on_the_source_of_the_run(self):
+        class Mapped(Composable):
+            def __iter__(self):
+                yield from self.source.map(str).batched(2)
+
+        pipeline = IterableSource(range(4)).shuffle(4).compose(Mapped)
+        plain = IterableSource(range(4)).shuffle(4).map(str).batched(2)
+        for epoch in range(3):
+            assert list(pipeline.run(epoch=epoch)) == list(plain.run(epoch=epoch))
+        with pytest.raises(AttributeError):
+            IterableSource([1]).to(lambda items: iter([items.nothing])).collect()
+
     def test_over_a_plain_iterable(self):
         assert Doubled([1, 2]).collect() == [2, 4]
         assert Doubled().source_(range(3)).take(2).collect() == [0, 2]
@@ -382,6 +394,7 @@ class TestErrors:
             with pytest.raises(ZeroDivisionError) as caught:
                 IterableSource([1, 0]).map(int).to(function).map(str).collect()
             assert "in stage 2 of 3, Piped(" in note_of(caught.value)
+            assert "after 2 items of IterableSource(list of 2) were read" in note_of(caught.value), "not which one it was"
 
     def test_in_python_code_that_a_builtin_source_calls(self):
         with pytest.raises(ZeroDivisionError) as caught:

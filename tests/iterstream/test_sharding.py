@@ -29,6 +29,20 @@ from tests.support import error_of
 
 
 class Opaque(Composable):
+    needs_whole = False
+
+    def __iter__(self):
+        yield from self.source
+
+
+class Whole(Composable):
+    needs_whole = True
+
+    def __iter__(self):
+        yield from self.source
+
+
+class Unsaid(Composable):
     def __iter__(self):
         yield from self.source
 
@@ -70,7 +84,9 @@ KEEPING = {
     "batched and flat": lambda p: p.batched(3, drop_last_if_not_full=False).flatten(),
     "zip_index": lambda p: p.zip_index().map(lambda pair: pair[1]),
     "opaque": lambda p: p.compose(Opaque),
-    "to": lambda p: p.to(lambda items: (item for item in items)),
+    "whole": lambda p: p.compose(Whole),
+    "inside a source": lambda p: IterableSource(p),
+    "inside a source, twice": lambda p: IterableSource(IterableSource(p.map(lambda x: x))),
     "flat_map": lambda p: p.flat_map(lambda x: (x,)),
     "monitor": lambda p: p.monitor(lambda m: None),
     "skip nothing": lambda p: p.skip(0),
@@ -150,6 +166,26 @@ class TestAutomaticSplit:
         parts = shares(IterableSource(range(10)).map(lambda x: x).sliding(3, deepcopy=False), 2, 2)
         windows = sorted(window for part in parts.values() for window in part)
         assert windows == [[i, i + 1, i + 2] for i in range(8)]
+
+    @pytest.mark.parametrize("put", [lambda p: p.to(iter), lambda p: p.compose(Unsaid)])
+    def test_what_may_look_at_several_items_is_not_guessed(self, put):
+        pipeline = put(IterableSource(range(9)).map(str))
+        assert len(share(pipeline, Shard(), Shard())) == 9, "one process needs no split"
+        with pytest.raises(ShardingError, match="in front of it or behind it"):
+            share(pipeline, Shard(0, 2), Shard())
+        assert len(share(put(IterableSource(range(9)).split_by_rank()), Shard(0, 2), Shard())) == 9
+        assert put(IterableSource(range(9)).map(str).take(3)).take(2)  # and the same behind and in front of others
+        with pytest.raises(ShardingError, match="in front of it or behind it"):
+            share(put(IterableSource(range(9)).take(3)).take(2), Shard(), Shard(0, 2))
+
+    def test_a_chain_inside_a_pipe_of_torch(self):
+        split = IterableSource(range(12)).split_by_rank().split_by_worker().batched(2).unbatch()
+        assert len(share(IterableSource(split), Shard(1, 2), Shard(1, 2))) == 12, "not split again; not in these processes"
+        whole = IterableSource(range(12)).batched(2).unbatch()
+        parts = shares(IterableSource(whole), 2, 2)
+        assert sorted(item for part in parts.values() for item in part) == list(range(12))
+        with pytest.raises(ShardingError, match=r"Add \.split_by_worker"):
+            share(IterableSource(IterableSource(range(12)).split_by_rank().batched(2).unbatch()), Shard(1, 2), Shard(1, 2))
 
     def test_a_map_style_dataset_is_asked_for_the_own_share_only(self):
         dataset = Lookup(20)
@@ -271,6 +307,14 @@ class TestShard:
             Shard(index, count)
 
 
+class OnWorkerOne(tud.IterableDataset):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __iter__(self):
+        return iter(self.inner if tud.get_worker_info().id == 1 else ())
+
+
 class TestEpochsInWorkers:
     """Each pass through a DataLoader is a new epoch, agreed among its workers."""
 
@@ -314,6 +358,47 @@ class TestEpochsInWorkers:
             next(iter(loader))
         (whole,) = self.passes(loader, 1)
         assert sorted(whole) == list(range(60))
+
+    def test_two_loaders_at_the_same_time(self):
+        dataset = IterableSource(range(40)).shuffle(40).to_torch_iterable()
+        loader = tud.DataLoader(dataset, batch_size=None, num_workers=2)
+        for _ in range(5):
+            pairs = list(zip(loader, loader, strict=True))
+            for items in zip(*pairs, strict=True):
+                assert sorted(items) == list(range(40))
+
+    @pytest.mark.parametrize("start", ["spawn", "forkserver"])
+    @pytest.mark.parametrize("persistent", [False, True])
+    @pytest.mark.slow
+    def test_however_workers_are_started(self, start, persistent):
+        dataset = IterableSource(range(40)).shuffle(40).map(lambda x: x).to_torch_iterable()
+        loader = tud.DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=start, persistent_workers=persistent
+        )
+        passes = self.passes(loader, 2)
+        assert [sorted(one) for one in passes] == [list(range(40))] * 2
+        assert passes[0] != passes[1]
+        del loader
+
+    def test_a_worker_alone_says_what_is_wrong(self, monkeypatch):
+        monkeypatch.setattr("squirrel_torch.iterstream.epochs._PATIENCE", 0.2)
+        loader = tud.DataLoader(OnWorkerOne(IterableSource(range(4)).to_torch_iterable()), batch_size=None, num_workers=2)
+        error = error_of(loader)
+        assert isinstance(error, ShardingError)
+        assert "must be iterated by all workers" in str(error)
+
+    def test_the_log_line_comes_once_from_workers_too(self, tmp_path):
+        handler = logging.FileHandler(tmp_path / "log")
+        logger = logging.getLogger("squirrel_torch")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            loader = tud.DataLoader(IterableSource(range(4)).to_torch_iterable(), batch_size=None, num_workers=2)
+            self.passes(loader)
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+        assert (tmp_path / "log").read_text().count("split by rank") == 1
 
     def test_two_loaders_over_one_dataset(self):
         dataset = IterableSource(range(60)).shuffle(60).to_torch_iterable()

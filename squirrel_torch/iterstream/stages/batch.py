@@ -52,7 +52,7 @@ class Sliding(Stage[T, list[T | None]]):
     drop_last: bool = True
     min_size: int = 1
     fill: bool = False
-    needs_whole: ClassVar[bool] = True
+    needs_whole: ClassVar[bool | None] = True
     holds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

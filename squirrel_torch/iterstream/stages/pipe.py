@@ -21,6 +21,7 @@ class Piped(Stage[T, U]):
     function: Callable[..., Iterator[U]]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs_whole: ClassVar[bool | None] = None
     holds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class ZipIndex(Stage[T, tuple[int | str, T]]):
     """(index, item), the index counted from 0 in each pass. Order: kept. Holds: nothing. State: a count."""
 
     pad_length: int | None = None
-    needs_whole: ClassVar[bool] = True
+    needs_whole: ClassVar[bool | None] = True
     moves_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

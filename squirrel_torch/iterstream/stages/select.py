@@ -35,7 +35,7 @@ class Take(Stage[T, T]):
 
     count: int
     moves_only: ClassVar[bool] = True
-    needs_whole: ClassVar[bool] = True
+    needs_whole: ClassVar[bool | None] = True
 
     def __post_init__(self) -> None:
         require_at_least("n", self.count, 0)
@@ -50,7 +50,7 @@ class Skip(Stage[T, T]):
 
     count: int
     moves_only: ClassVar[bool] = True
-    needs_whole: ClassVar[bool] = True
+    needs_whole: ClassVar[bool | None] = True
 
     def __post_init__(self) -> None:
         require_at_least("n", self.count, 0)
