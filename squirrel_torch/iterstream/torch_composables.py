@@ -223,8 +223,8 @@ def _place_of_split(links: Sequence[Composable[Any]]) -> int:
         if needs_whole is None:
             raise ShardingError(
                 f"the stream has no split, and can't be split automatically: {link._describe()} may look at one item at a "
-                "time or at several. Add .split_by_rank() and .split_by_worker() in front of it or behind it, or, if it is a class of "
-                "your own, write needs_whole = False or True into the class"
+                "time or at several. Add .split_by_rank() and .split_by_worker() in front of it or behind it, or, if it is a "
+                "class of your own, write needs_whole = False or True into the class"
             )
         if needs_whole:
             place = index + 1
