@@ -2,7 +2,7 @@
 
 from numbers import Integral, Real
 
-__all__ = ["require_at_least", "require_callable", "require_int", "require_seconds"]
+__all__ = ["require_at_least", "require_callable", "require_epoch", "require_int", "require_seconds"]
 
 
 def require_int(name: str, value: object) -> None:
@@ -16,6 +16,13 @@ def require_at_least(name: str, value: object, minimum: int) -> None:
     require_int(name, value)
     if value < minimum:  # type: ignore[operator]  # an Integral, by the line above
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+
+
+def require_epoch(epoch: object) -> None:
+    """Raise unless `epoch` is an integer from 0 to 2^31 - 1."""
+    require_at_least("epoch", epoch, 0)
+    if epoch >= 1 << 31:  # type: ignore[operator]  # an Integral, by the line above
+        raise ValueError(f"epoch must be below 2**31, got {epoch!r}")
 
 
 def require_callable(name: str, value: object) -> None:

@@ -65,9 +65,13 @@ def size_of(item: Any) -> int:
     """Bytes of payload in `item`, found without pickling it.
 
     Arrays and tensors count their elements, text and bytes their length, numbers 8, containers the sum of what they
-    hold (keys of mappings too). Anything else counts what `sys.getsizeof` says of it.
+    hold (keys of mappings too). Anything else counts what `sys.getsizeof` says of it, and so does what can't be looked into:
+    containers that hold themselves, or whose parts raise.
     """
-    return _SIZES.get(type(item), _size_of_other)(item)
+    try:
+        return _SIZES.get(type(item), _size_of_other)(item)
+    except Exception:  # noqa: BLE001  # measuring must not break a stream
+        return sys.getsizeof(item)
 
 
 def _size_of_items(items: Iterable[Any]) -> int:

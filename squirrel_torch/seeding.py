@@ -51,7 +51,9 @@ def resolve_seed(seed: Seed, rng: random.Random | ModuleType | None = None) -> S
         return DEFAULT_SEED
     if not isinstance(seed, int | float | str | bytes | bytearray | np.integer):
         raise TypeError(f"seed must be a number, text or bytes, got {seed!r} ({type(seed).__name__})")
-    return int(seed) if isinstance(seed, np.integer) else seed
+    if isinstance(seed, np.integer):
+        return int(seed)
+    return float(seed) if isinstance(seed, float) else seed  # numpy's float64 is a float of another name
 
 
 def uniforms(seed: Seed, epoch: int, path: Path, block: int, size: int = BLOCK) -> npt.NDArray[np.float64]:

@@ -29,7 +29,9 @@ class ThreadWork:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        # A run that is collected as garbage may be so in any thread, one of its own pool included.
+        own = threading.current_thread() in self._pool._threads
+        self._pool.shutdown(wait=not own, cancel_futures=True)
 
 
 def _drop_queued() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
-from squirrel_torch.checks import require_at_least
+from squirrel_torch.checks import require_at_least, require_callable, require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
 from squirrel_torch.iterstream.oneshot import OneShot
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from squirrel_torch.execution import ExecutorLike
     from squirrel_torch.iterstream.torch_composables import TorchIterable
 
-__all__ = ["Composable"]
+__all__ = ["ChainEnd", "Composable", "require_source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -107,6 +107,12 @@ class Composable(DataPipe[T_co]):
     """For a subclass with an `__iter__` of its own: whether it gives something else on a part of the stream (it counts, or
     looks at neighbours). `TorchIterable` puts a split behind it if True, in front of it if False, and refuses to guess."""
 
+    # For subclasses that never call this __init__.
+    _source: Any = None
+    _stage: Stage[Any, Any] | None = None
+    _site: str | None = None
+    _next_epoch: int = 0
+
     def __init__(
         self,
         source: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
@@ -120,24 +126,37 @@ class Composable(DataPipe[T_co]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "__iter__" in cls.__dict__:
-            cls._custom = True
-            setattr(cls, "__iter__", _entry(cls.__dict__["__iter__"]))  # noqa: B010  # mypy forbids the assignment
+        own = cls.__iter__  # perhaps of a class that is mixed in
+        if own is not Composable.__iter__:
+            cls._custom, cls._begins = True, False
+            if not hasattr(own, "__wrapped__"):
+                setattr(cls, "__iter__", _entry(own))  # noqa: B010  # mypy forbids the assignment
 
     # -- structure ----------------------------------------------------------------------------------------------------
 
     @property
     def source(self) -> Any:
         """What the items come from. Inside a subclass's `__iter__` it is the stream of that very run."""
-        return self._view[0] if self._is_view else self.__dict__.get("_source")
+        return self._view[0] if self._is_view else self._source
 
     @source.setter
     def source(self, source: Any) -> None:
+        if self._is_view:
+            self._view = (source,)
+            return
+        if isinstance(source, ChainEnd):
+            source = source.source
         one_shot = isinstance(source, Iterator) and not is_datapipe(source)
         self._source = OneShot(source) if one_shot else source
 
     def source_(self, source: Iterable[Any] | Callable[[], Iterable[Any]]) -> Self:
-        """Set the source and return the composable itself."""
+        """Set the source and return the composable itself.
+
+        Raises:
+            TypeError: If it can't be one.
+            ShardingError: If the stream is now split along one axis twice.
+        """
+        require_source(source)
         self.source = source
         self._site = _call_site()
         self._check_splits()
@@ -154,31 +173,31 @@ class Composable(DataPipe[T_co]):
     @property
     def _splits(self) -> Split:
         """The axes along which this place of the chain divides the stream."""
-        stage = self.__dict__.get("_stage")
-        return Split.NONE if stage is None else stage.splits
+        return Split.NONE if self._stage is None else self._stage.splits
 
     @property
     def _draws(self) -> bool:
         """Whether this place of the chain uses random numbers."""
-        stage = self.__dict__.get("_stage")
-        return stage is not None and stage.draws
+        return self._stage is not None and self._stage.draws
 
     @property
     def _holds(self) -> bool:
         """Whether this place of the chain pulls items ahead of those it gives."""
-        stage = self.__dict__.get("_stage")
-        return stage is None or stage.holds
+        return self._stage is None or self._stage.holds
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether it may read what stands before it several times in one pass."""
+        return self._custom if self._stage is None else self._stage.repeats
 
     @property
     def _owner(self) -> object:
         """The object that is `self` in the code of this place of the chain."""
-        stage = self.__dict__.get("_stage")
-        return self if stage is None else stage
+        return self if self._stage is None else self._stage
 
     def _describe(self) -> str:
         """This place of the chain in few words, callables by their name."""
-        stage = self.__dict__.get("_stage")
-        return type(self).__name__ if stage is None else stage.describe()
+        return type(self).__name__ if self._stage is None else self._stage.describe()
 
     def __repr__(self) -> str:
         return " > ".join(link._describe() for link in self._links())
@@ -193,7 +212,7 @@ class Composable(DataPipe[T_co]):
             if not (node._begins and isinstance(node.source, Composable)):
                 links.append(node)
             node = node.source
-        if node is not None and "_stage" in links[-1].__dict__ and links[-1]._stage is not None:
+        if node is not None and links[-1]._stage is not None:
             from squirrel_torch.iterstream.source import IterableSource
 
             links.append(IterableSource(node))
@@ -213,8 +232,8 @@ class Composable(DataPipe[T_co]):
 
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         """The iterator of this place of a run; see `run.Link`."""
-        stage = self.__dict__.get("_stage")
-        if stage is None:
+        stage = self._stage
+        if stage is None or self._custom:
             return shard.of(self._open_view(upstream))
         if isinstance(stage, SplitStage):
             return upstream.part(shard.within(stage.shard()))
@@ -225,6 +244,9 @@ class Composable(DataPipe[T_co]):
             raise PipelineError(f"{type(self).__name__} has neither a stage nor an __iter__ of its own: it gives no items")
         view = object.__new__(type(self))
         view.__dict__ = self.__dict__
+        for name in _slots(type(self)):
+            if hasattr(self, name):
+                setattr(view, name, getattr(self, name))
         view._view = (upstream if isinstance(self.source, Composable) else self.source,)
         return iter(view)
 
@@ -232,10 +254,12 @@ class Composable(DataPipe[T_co]):
 
     def __iter__(self) -> Iterator[T_co]:
         """Start a run, in the epoch after that of the last one."""
+        if self._is_view:
+            raise PipelineError(f"{type(self).__name__}.__iter__ must iterate self.source: there is no other stream to be had")
         return self._run_for(sys._getframe(1))
 
     def _run_for(self, caller: FrameType | None) -> Run[T_co]:
-        if not iterated_by_dataloader(caller):
+        if not iterated_by_dataloader(self, caller):
             return self.run()
         from squirrel_torch.iterstream.torch_composables import run_in_dataloader
 
@@ -255,16 +279,22 @@ class Composable(DataPipe[T_co]):
             ('0', '1')
         """
         if epoch is not None:
-            require_at_least("epoch", epoch, 0)
-        return Run(self._links(), self._claim_epoch if epoch is None else lambda: epoch)
+            require_epoch(epoch)
+        links = self._links()
+        within = links[0].source
+        if epoch is None and isinstance(within, Upstream):
+            # A chain that a composable puts onto its own source while it runs.
+            context = within.context
+            return Run(links, lambda: context.epoch, context.path)
+        return Run(links, self._claim_epoch if epoch is None else lambda: epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next run is; those after it go on from there."""
-        require_at_least("epoch", epoch, 0)
+        require_epoch(epoch)
         self._next_epoch = epoch
 
     def _claim_epoch(self) -> int:
-        epoch: int = self.__dict__.get("_next_epoch", 0)
+        epoch = self._next_epoch
         self._next_epoch = epoch + 1
         return epoch
 
@@ -321,6 +351,7 @@ class Composable(DataPipe[T_co]):
             >>> IterableSource([1, 2]).compose(Numbered).collect()
             [('_1', 1), ('_2', 2)]
         """
+        require_callable("constructor", constructor)
         kind = constructor.func if isinstance(constructor, functools.partial) else constructor
         if "source" in kw or ("__init__" in getattr(kind, "__dict__", {}) and "source" in signature(kind.__init__).parameters):
             raise ValueError(
@@ -657,7 +688,7 @@ class Composable(DataPipe[T_co]):
         self,
         callback: Callable[[MetricsType], Any] | Callable[Concatenate[MetricsType, ...], Any],
         prefix: str | None = None,
-        metrics_conf: MetricsConf = MetricsConf(),  # noqa: B008  # frozen
+        metrics_conf: MetricsConf | type[MetricsConf] = MetricsConf,
         window_size: int = 5,
         every: float = 1.0,
         **kw: Any,
@@ -686,7 +717,16 @@ class Composable(DataPipe[T_co]):
             >>> sorted(reports[0])
             ['raw IOPS number/s', 'raw throughput MB/s']
         """
-        return self.then(Monitored(callback, prefix or "", metrics_conf, window_size, every, kw))
+        return self.then(
+            Monitored(
+                callback,
+                prefix or "",
+                metrics_conf() if isinstance(metrics_conf, type) else metrics_conf,
+                window_size,
+                every,
+                kw,
+            )
+        )
 
     # -- torch --------------------------------------------------------------------------------------------------------
 
@@ -749,6 +789,34 @@ class Composable(DataPipe[T_co]):
             return super().__reduce_ex__(protocol)
         # A class of a function's body or of a notebook: it travels by value.
         return (*by_value(type(self)), self.__getstate__())
+
+
+class ChainEnd:
+    """What ends a chain and is no composable itself; as a source it stands for the chain that it ends."""
+
+    source: Any
+
+
+def require_source(source: object) -> None:
+    """Raise TypeError unless a stream can begin with `source`."""
+    kind = type(source)
+    if not (
+        hasattr(kind, "__iter__")
+        or callable(source)
+        or isinstance(source, Store | ChainEnd)
+        or (hasattr(kind, "__len__") and hasattr(kind, "__getitem__"))
+    ):
+        raise TypeError(
+            "source must be an iterable, a callable that gives one, a store or a map-style dataset, "
+            f"got {source!r} ({kind.__name__})"
+        )
+
+
+def _slots(cls: type) -> Iterator[str]:
+    """The attributes of a composable that do not live in its __dict__."""
+    for base in cls.__mro__[: cls.__mro__.index(Composable)]:
+        slots = base.__dict__.get("__slots__", ())
+        yield from [slots] if isinstance(slots, str) else slots
 
 
 def _with(callback: Callable[..., U], kwargs: Mapping[str, Any]) -> Callable[..., U]:

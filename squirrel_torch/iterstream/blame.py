@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dis import opmap
-from itertools import compress
 from types import FrameType, GeneratorType, TracebackType
 from typing import Any, Protocol
 
@@ -47,6 +46,7 @@ class Opened:
     link: NamedLink
     place: int
     iterator: Iterator[Any] | None = None
+    owned: bool = True
 
     @property
     def runs(self) -> bool:
@@ -56,9 +56,17 @@ class Opened:
     def runs_in(self, frame: FrameType) -> bool:
         """Whether `frame` executes this link's code."""
         mine = frame.f_locals.get("self")
+        if (
+            isinstance(self.iterator, GeneratorType)
+            and self.iterator.gi_code is frame.f_code
+            and (
+                # Methods of stages are told apart by their `self`: two stages of one class share the code.
+                mine is None or self.place == 0
+            )
+        ):
+            return True
         if mine is None:
-            # A generator function. Methods are told apart by their `self`: two stages of one class share the code.
-            return isinstance(self.iterator, GeneratorType) and self.iterator.gi_code is frame.f_code
+            return False
         # A composable runs as a view of itself that shares its __dict__.
         return mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
 
@@ -79,7 +87,7 @@ def add_note(error: Exception, opened: Sequence[Opened], reads: Mapping[int, Cal
         branch: Which branch of a mix these iterators are; empty for the main chain. An error that comes from elsewhere is
             not the branch's to explain.
     """
-    if not opened or any(note.startswith(NOTE_PREFIX) for note in getattr(error, "__notes__", ())):
+    if not opened or _has_note(error):
         return  # a run inside this one has said it already
     found = _find(error.__traceback__, opened)
     if found is None and branch:
@@ -92,6 +100,11 @@ def add_note(error: Exception, opened: Sequence[Opened], reads: Mapping[int, Cal
     item = _item(frame)
     which = _which_item(culprit, frame, chain, reads)
     error.add_note(f"{NOTE_PREFIX}{branch}{where}, {culprit.link._describe()}{site}{which}{item}")
+
+
+def _has_note(error: Exception) -> bool:
+    notes = getattr(error, "__notes__", None)
+    return isinstance(notes, list) and any(isinstance(note, str) and note.startswith(NOTE_PREFIX) for note in notes)
 
 
 def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Opened, FrameType | None] | None:
@@ -110,11 +123,10 @@ def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Op
     if found is None or innermost is None or last is None:
         return None
     if found.place > 0 and innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _FOR_ITER:
-        # The stage was asking for an item. If no Python code below it ran, what raised is an iterator written in C; so it is
-        # if the one below may call Python code that is nobody's, such as a builtin map as the source.
-        below = [entry for entry in opened if entry.place == found.place - 1][-1]
-        if innermost is last or isinstance(below.iterator, compress):
-            return below, None
+        # The stage was asking for an item. If no Python code below it ran, what raised is an iterator written in C.
+        below = [entry for entry in opened if entry.place == found.place - 1]
+        if innermost is last and below:
+            return below[-1], None
     return found, innermost.tb_frame
 
 
@@ -130,6 +142,8 @@ def _which_item(
         return f", on item {position}"
     exact = not culprit.link._holds
     for place in range(culprit.place - 1, 0, -1):
+        if place not in chain:
+            return ""  # it was not open yet
         entry = chain[place]
         if exact and entry.position is not None:
             return f", on item {entry.position} of {entry.link._describe()}"

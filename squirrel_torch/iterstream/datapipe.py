@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch.utils.data import IterableDataset, IterDataPipe
+from torch.utils.data import IterableDataset, IterDataPipe, get_worker_info
 from torch.utils.data.datapipes.datapipe import _IterDataPipeSerializationWrapper
 
 __all__ = ["DataPipe", "graph_state", "is_datapipe", "iterated_by_dataloader", "pipes_behind", "plain_state", "register"]
@@ -81,9 +81,17 @@ def plain_state(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name not in _BOOKKEEPING}
 
 
-def iterated_by_dataloader(caller: FrameType | None) -> bool:
-    """Whether the frame that asks a pipe for its iterator is a DataLoader's wrapper around that pipe."""
-    return caller is not None and isinstance(caller.f_locals.get("self"), _IterDataPipeSerializationWrapper)
+def iterated_by_dataloader(pipe: Any, caller: FrameType | None) -> bool:
+    """Whether `caller`, the frame that asks a pipe for its iterator, is a DataLoader's wrapper around that pipe.
+
+    In a worker of a DataLoader it is enough that the pipe is part of the pipe that the DataLoader was given.
+    """
+    if caller is not None and isinstance(caller.f_locals.get("self"), _IterDataPipeSerializationWrapper):
+        return True
+    worker = get_worker_info()
+    if worker is None or not isinstance(worker.dataset, _IterDataPipeSerializationWrapper):
+        return False
+    return any(part is pipe for part in pipes_behind(worker.dataset._datapipe))
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

@@ -10,10 +10,11 @@ from squirrel_torch.errors import ShardingError
 
 __all__ = ["EpochCounter"]
 
-_CALLS, _NEXT, _LOGGED, _FIRST_EPOCHS = 0, 1, 2, 3
+_CALLS, _NEXT, _LOGGED = range(3)
+_RANKS = 1024
 _SLOTS = 4096
 _TOKEN_BITS = 31
-_PATIENCE = 300.0
+_PATIENCE = 60.0
 
 
 class EpochCounter:
@@ -27,57 +28,53 @@ class EpochCounter:
 
     A DataLoader that draws the same base seed again, because torch was seeded again, gets the same epoch again: new workers
     can't tell the two passes apart. So it is with torch's own shuffling.
+
+    Ranks that inherit the counter from one parent share its memory, not its numbers: each rank has a row of its own.
     """
 
     def __init__(self) -> None:
-        ledger = torch.zeros(_FIRST_EPOCHS + _SLOTS, dtype=torch.int64)
-        self._ledger = ledger.share_memory_()  # type: ignore[no-untyped-call]
+        self._rows = _shared(torch.zeros((_RANKS, 3), dtype=torch.int64))
+        self._first_epochs = _shared(torch.zeros(_SLOTS, dtype=torch.int64))
         self._passes: dict[int, int] = {}
 
-    def claim(self) -> int:
+    def claim(self, rank: int) -> int:
         """The number of the pass that starts now.
 
         Raises:
             ShardingError: In a worker other than worker 0, if that does not iterate the dataset too.
         """
+        row = self._rows[rank % _RANKS]
         worker = get_worker_info()
         if worker is None:
-            return self._take(int(self._ledger[_NEXT]))
-        token = self._token(worker.seed - worker.id)
+            return _take(row, int(row[_NEXT]))
+        # After set_epoch the same persistent workers start counting anew; the last bit keeps a token from being 0.
+        token = hash((worker.seed - worker.id, rank, int(row[_CALLS]))) % (1 << _TOKEN_BITS) | 1
         first = self._published(token)
         if first is None:
-            first = self._publish(token) if worker.id == 0 else self._wait_for(token)
+            first = self._publish(token, int(row[_NEXT])) if worker.id == 0 else self._wait_for(token)
         passes = self._passes.get(token, 0)
         self._passes[token] = passes + 1
-        return self._take(first + passes) if worker.id == 0 else first + passes
+        return _take(row, first + passes) if worker.id == 0 else first + passes
 
-    def set(self, epoch: int) -> None:
-        """Give the next pass this number. Called in the main process, between passes."""
-        self._ledger[_CALLS] += 1
-        self._ledger[_NEXT] = epoch
+    def set(self, epoch: int, rank: int | None) -> None:
+        """Give the next pass of a rank this number, or of all ranks. Called in the main process, between passes."""
+        rows = self._rows if rank is None else self._rows[rank % _RANKS :][:1]
+        rows[:, _CALLS] += 1
+        rows[:, _NEXT] = epoch
 
-    def first(self) -> bool:
-        """True once, whichever process asks."""
-        told = bool(self._ledger[_LOGGED])
-        self._ledger[_LOGGED] = 1
+    def first(self, rank: int) -> bool:
+        """True once for each rank, whichever of its processes asks."""
+        row = self._rows[rank % _RANKS]
+        told = bool(row[_LOGGED])
+        row[_LOGGED] = 1
         return not told
 
-    def _take(self, epoch: int) -> int:
-        self._ledger[_NEXT] = max(int(self._ledger[_NEXT]), epoch + 1)
-        return epoch
-
-    def _token(self, base_seed: int) -> int:
-        # After set_epoch the same persistent workers start counting anew; the last bit keeps a token from being 0.
-        calls = int(self._ledger[_CALLS])
-        return hash((base_seed, calls)) % (1 << _TOKEN_BITS) | 1
-
     def _published(self, token: int) -> int | None:
-        word = int(self._ledger[_FIRST_EPOCHS + token % _SLOTS])
+        word = int(self._first_epochs[token % _SLOTS])
         return word & 0xFFFFFFFF if word >> 32 == token else None
 
-    def _publish(self, token: int) -> int:
-        first = int(self._ledger[_NEXT])
-        self._ledger[_FIRST_EPOCHS + token % _SLOTS] = token << 32 | first
+    def _publish(self, token: int, first: int) -> int:
+        self._first_epochs[token % _SLOTS] = token << 32 | first
         return first
 
     def _wait_for(self, token: int) -> int:
@@ -86,14 +83,25 @@ class EpochCounter:
             if time.monotonic() > deadline:
                 raise ShardingError(
                     f"worker 0 of this DataLoader has not begun to iterate the dataset for {_PATIENCE:.0f} s, and the workers "
-                    "can't agree on an epoch: a TorchIterable must be iterated by all workers of its DataLoader"
+                    "can't agree on an epoch: a TorchIterable must be iterated by all workers of its DataLoader, and set_epoch "
+                    "must not be called during a pass"
                 )
             time.sleep(0.001)
         return first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_ledger": self._ledger}
+        return {"_rows": self._rows, "_first_epochs": self._first_epochs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._ledger = state["_ledger"]
+        # A spawned worker gets the same memory. A copy has its own, and counts on from here by itself.
+        self._rows, self._first_epochs = _shared(state["_rows"]), _shared(state["_first_epochs"])
         self._passes = {}
+
+
+def _take(row: torch.Tensor, epoch: int) -> int:
+    row[_NEXT] = max(int(row[_NEXT]), epoch + 1)
+    return epoch
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_shared() else tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
+from math import inf
 from typing import Any, TypeVar
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.iterstream.source import Source, as_branches, check_probabilities, open_branch, pick
+from squirrel_torch.iterstream.source import Mix, OpenBranches, as_branches, check_probabilities, pick
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
@@ -46,7 +47,7 @@ class _Counts:
     samples: list[int] = field(default_factory=list)
 
 
-class Multiplexer(Source[T_co]):
+class Multiplexer(Mix[T_co]):
     """Items of several streams, mixed.
 
     Two things can be set: the share w_i of the mix that comes from stream i, and how often a stream may be gone through.
@@ -116,38 +117,39 @@ class Multiplexer(Source[T_co]):
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         streams = len(self.branches)
         counts = self._counts = _Counts([0] * streams, [0] * streams)
-        alive = [open_branch(branch, index, 0, context, lifetime) for index, branch in enumerate(self.branches)]
         mixed = self._drawn if self._draws else self._in_turn
-        return shard.of(mixed(alive, counts, context, lifetime))
+        return shard.of(mixed(OpenBranches(self.branches, context, lifetime), counts, context))
 
-    def _in_turn(self, alive: list[Iterator[T_co]], counts: _Counts, context: Context, lifetime: Lifetime) -> Iterator[T_co]:
-        turns = list(enumerate(alive))
-        while turns:
-            exhausted = []
-            for index, stream in turns:
-                for item in stream:
+    def _in_turn(self, branches: OpenBranches, counts: _Counts, context: Context) -> Iterator[T_co]:
+        with branches:
+            turns = list(enumerate(branches.streams))
+            while turns:
+                exhausted = []
+                for index, stream in turns:
+                    for item in stream:
+                        counts.samples[index] += 1
+                        yield item
+                        break
+                    else:
+                        counts.reinits[index] += 1
+                        exhausted.append(index)
+                turns = [turn for turn in turns if turn[0] not in exhausted]
+
+    def _drawn(self, branches: OpenBranches, counts: _Counts, context: Context) -> Iterator[T_co]:
+        draws = chain.from_iterable(block.tolist() for block in context.uniforms(self.seed))
+        weights = self.sampling_probas
+        with branches:
+            while True:
+                index = pick(weights, next(draws))
+                for item in branches.streams[index]:
                     counts.samples[index] += 1
                     yield item
                     break
                 else:
                     counts.reinits[index] += 1
-                    exhausted.append(index)
-            turns = [turn for turn in turns if turn[0] not in exhausted]
-
-    def _drawn(self, alive: list[Iterator[T_co]], counts: _Counts, context: Context, lifetime: Lifetime) -> Iterator[T_co]:
-        draws = chain.from_iterable(block.tolist() for block in context.uniforms(self.seed))
-        weights = self.sampling_probas
-        while True:
-            index = pick(weights, next(draws))
-            for item in alive[index]:
-                counts.samples[index] += 1
-                yield item
-                break
-            else:
-                counts.reinits[index] += 1
-                if min(counts.reinits) > 0 or max(counts.reinits) >= self.max_reinits:
-                    return
-                alive[index] = open_branch(self.branches[index], index, counts.reinits[index], context, lifetime)
+                    if min(counts.reinits) > 0 or max(counts.reinits) >= self.max_reinits:
+                        return
+                    branches.open_again(index, counts.reinits[index])
 
     def _describe(self) -> str:
         return f"Multiplexer({len(self.branches)} streams, {self.mux_strategy.name})"
@@ -163,8 +165,8 @@ def _likely(
         raise ValueError(
             f"sampling_probas must hold a number for each of the {len(branches)} streams, got {len(probabilities)}"
         )
-    if any(not probability >= 0 for probability in probabilities):
-        raise ValueError(f"sampling_probas must not be negative, got {list(probabilities)!r}")
+    if not all(0 <= probability < inf for probability in probabilities) or sum(probabilities) == inf:
+        raise ValueError(f"sampling_probas must be finite and not negative, got {list(probabilities)!r}")
     kept = [index for index, probability in enumerate(probabilities) if probability > threshold]
     if not kept:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Pipelines on their way to other processes: what plain pickle can't carry goes by cloudpickle."""
 
 import sys
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 __all__ = ["by_value", "from_portable", "importable", "to_portable"]
@@ -22,19 +22,41 @@ class _ByValue:
 def importable(thing: Any) -> bool:
     """Whether plain pickle can name this function or class, so that the other process imports it."""
     found: Any = sys.modules.get(thing.__module__)
+    if thing.__module__ == "__main__" and not hasattr(found, "__file__"):
+        return False  # a notebook or `python -c`: the other process has nothing to import it from
     for name in thing.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is thing
 
 
-def to_portable(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `state` that plain pickle can carry if cloudpickle can carry its callables."""
-    return {key: _portable(value) for key, value in state.items()}
+def to_portable(state: dict[str, Any], *, inside: bool = False) -> dict[str, Any]:
+    """A copy of `state` that plain pickle can carry if cloudpickle can carry its callables.
+
+    Args:
+        state: The attributes of an object.
+        inside: Whether tuples and dicts among them may hold callables too.
+    """
+    portable = {key: _portable(value) for key, value in state.items()}
+    if inside:
+        for key, value in state.items():
+            if type(value) is tuple:
+                portable[key] = tuple(map(_portable, value))
+            elif type(value) is dict:
+                portable[key] = to_portable(value)
+    return portable
 
 
 def from_portable(state: dict[str, Any]) -> dict[str, Any]:
     """What `to_portable` was given."""
-    return {key: value.load() if isinstance(value, _ByValue) else value for key, value in state.items()}
+    return {key: _loaded(value) for key, value in state.items()}
+
+
+def _loaded(value: Any) -> Any:
+    if isinstance(value, _ByValue):
+        return value.load()
+    if type(value) is tuple:
+        return tuple(map(_loaded, value))
+    return from_portable(value) if type(value) is dict else value
 
 
 def _portable(value: Any) -> Any:
@@ -44,6 +66,8 @@ def _portable(value: Any) -> Any:
     # hold a lambda somewhere inside (a partial, a bound method).
     if isinstance(value, FunctionType | type) and importable(value):
         return value
+    if isinstance(value, MethodType) and importable(type(value.__self__)):
+        return value  # travels as its object and its name; the object may be large, and knows best how to travel
     if hasattr(type(value), "__iter__") and not isinstance(value, FunctionType | type):
         # A container that can also be called: a dataset or composable, which takes care of itself.
         return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -11,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.iterstream.blame import NamedLink, Opened, add_note
 from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.seeding import Path
 from squirrel_torch.sharding import WHOLE, Shard
 
 __all__ = ["Link", "Run", "Upstream", "open_links"]
@@ -25,6 +28,10 @@ class Link(NamedLink, Protocol):
     def _draws(self) -> bool:
         """Whether it uses random numbers."""
 
+    @property
+    def _repeats(self) -> bool:
+        """Whether it may read what stands before it several times in one pass."""
+
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         """Its iterator over the links before it, reduced to `shard`."""
 
@@ -35,13 +42,13 @@ class Lifetime:
     def __init__(self) -> None:
         self._opened: list[Opened] = []
         self._reads: dict[int, Callable[[], int]] = {}
-        self._children: dict[str, Lifetime] = {}
+        self._children: list[tuple[str, Lifetime]] = []
         self._error: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._end: str | None = None
 
-    def opened(self, link: Link, place: int, iterator: Iterator[Any] | None = None) -> Opened:
-        """Remember an iterator of the run, so that the end of the run closes it.
+    def opened(self, link: Link, place: int, iterator: Iterator[Any] | None = None, *, owned: bool = True) -> Opened:
+        """Remember an iterator of the run, so that the end of the run closes it if it is the run's own.
 
         A link is remembered before its iterator exists: opening it may fail too.
         """
@@ -49,15 +56,15 @@ class Lifetime:
         if len(self._opened) > _MANY:
             latest = {entry.place: entry for entry in self._opened}
             self._opened = [entry for entry in self._opened if entry.runs or entry is latest[entry.place]]
-        entry = Opened(link, place, iterator)
+        entry = Opened(link, place, iterator, owned)
         self._opened.append(entry)
         return entry
 
     def child(self, label: str) -> Lifetime:
-        """A lifetime for a branch, ending with this one. A second child of one label ends the first."""
-        if label in self._children:
-            self._children.pop(label).close("closed")
-        child = self._children[label] = Lifetime()
+        """A lifetime for a branch. It ends with this one, or before, when it is closed."""
+        self._children = [(name, child) for name, child in self._children if child._end is None]
+        child = Lifetime()
+        self._children.append((label, child))
         return child
 
     def reads(self, source: Link, count: Callable[[], int]) -> None:
@@ -65,27 +72,43 @@ class Lifetime:
         self._reads[id(source)] = count
 
     def fail(self, error: BaseException) -> None:
-        """An item could not be made: say where, and remember it for whoever asks for more."""
+        """An item could not be made: say where, end all, and remember it for whoever asks for more."""
         self._error, self._traceback, self._end = error, error.__traceback__, "failed"
-        if isinstance(error, Exception):
-            self._blame(error, "")
+        try:
+            if isinstance(error, Exception):
+                self._blame(error, "")
+            self.close("failed")
+        except Exception as another:  # noqa: BLE001  # the user's error must come out, whatever goes wrong while it does
+            _log.warning("after %r: %r", error, another)
 
     def _blame(self, error: Exception, label: str) -> None:
-        for name, child in self._children.items():
+        for name, child in self._children:
             child._blame(error, f"{label}{name}, ")
         add_note(error, self._opened, self._reads, label)
 
     def close(self, end: str) -> None:
-        """Close every iterator of the run, the last stage's first. The first call says how the run ended."""
+        """Close every iterator of the run, the last stage's first. The first call says how the run ended.
+
+        Raises:
+            Exception: The first that an iterator raised while it was closed; all others have been closed too.
+        """
         if self._end is None:
             self._end = end
-        opened, self._opened = self._opened, []
-        self._reads = {}
-        for entry in sorted(opened, key=attrgetter("place"), reverse=True):
-            if isinstance(entry.iterator, GeneratorType):
-                entry.iterator.close()
-        while self._children:
-            self._children.popitem()[1].close(end)
+        errors = []
+        for entry in sorted(self._opened, key=attrgetter("place"), reverse=True):
+            if entry.owned and isinstance(entry.iterator, GeneratorType):
+                try:
+                    entry.iterator.close()
+                except Exception as error:  # noqa: BLE001  # raised below
+                    errors.append(error)
+        for _, child in self._children:
+            try:
+                child.close(end)
+            except Exception as error:  # noqa: BLE001  # raised below
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        self._opened, self._children, self._reads = [], [], {}
 
     def after(self) -> object:
         """What comes after the last item: `_END`, or an error, again and again."""
@@ -98,6 +121,7 @@ class Lifetime:
         raise ClosedRunError(f"this run {how} before its last item; start a new one with iter(pipeline)")
 
 
+_log = logging.getLogger(__name__)
 _MANY: Final = 1000
 _END: Final = object()
 
@@ -114,16 +138,17 @@ class Run(chain[T]):
     Args:
         links: The pipeline, from the source to the last stage.
         claim_epoch: Gives the number of the epoch. Called when the first item is asked for.
+        path: What its random numbers depend on besides, for a run inside a run.
     """
 
     _lifetime: Lifetime
     _items: Generator[T, None, None]
 
-    def __new__(cls, links: Sequence[Link], claim_epoch: Callable[[], int]) -> Run[T]:
+    def __new__(cls, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path = ()) -> Run[T]:
         """Make the run; nothing is opened before its first item is asked for."""
         lifetime = Lifetime()
         # The generator must not know the run: a cycle would keep an abandoned run alive until the garbage collector comes.
-        items: Generator[T, None, None] = _guarded(lifetime, links, claim_epoch)
+        items: Generator[T, None, None] = _guarded(lifetime, links, claim_epoch, path)
         afterwards: Iterator[Any] = iter(lifetime.after, _END)
         run = super().__new__(cls, items, afterwards)
         run._lifetime = lifetime
@@ -131,7 +156,13 @@ class Run(chain[T]):
         return run
 
     def close(self) -> None:
-        """End the run now. What it opened is closed; asking for more raises ClosedRunError."""
+        """End the run now. What it opened is closed; asking for more raises ClosedRunError.
+
+        Raises:
+            PipelineError: If another thread, or a callback of the run itself, is asking it for an item right now.
+        """
+        if inspect.getgeneratorstate(self._items) == inspect.GEN_RUNNING:
+            raise PipelineError("a run can't be closed while it makes an item: one thread asks a run for items and closes it")
         self._items.close()
         self._lifetime.close("closed")
 
@@ -146,19 +177,18 @@ class Run(chain[T]):
         raise TypeError("a run can't be pickled: it is one pass that goes on; pickle the pipeline and iterate it there")
 
 
-def _guarded(lifetime: Lifetime, links: Sequence[Link], claim_epoch: Callable[[], int]) -> Generator[Any, None, None]:
+def _guarded(
+    lifetime: Lifetime, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path
+) -> Generator[Any, None, None]:
     try:
-        yield from open_links(links, Context(claim_epoch()), lifetime)
+        yield from open_links(links, Context(claim_epoch(), path), lifetime)
+        lifetime.close("exhausted")
     except GeneratorExit:
         lifetime.close("closed")
         raise
     except BaseException as error:
         lifetime.fail(error)
         raise
-    else:
-        lifetime.close("exhausted")
-    finally:
-        lifetime.close("failed")
 
 
 def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[Any]:
@@ -187,6 +217,11 @@ class Upstream(Iterable[T]):
     def __iter__(self) -> Iterator[T]:
         return self.part(WHOLE)
 
+    @property
+    def context(self) -> Context:
+        """Where in its run it stands."""
+        return self._context.below("within", len(self._links))
+
     def __getattr__(self, name: str) -> Any:
         """The fluent methods, for composables that use them on `self.source` while they run."""
         from squirrel_torch.iterstream.source import IterableSource
@@ -203,8 +238,8 @@ class Upstream(Iterable[T]):
         """
         if not self._links:
             raise PipelineError("the chain has no source: put its first stage onto a stream with compose or source_")
-        # The number of links tells the passes of a loop from those of a loop around it.
-        again = ("pass", len(self._links), self._passes) if self._passes else ()
-        context = self._context.below(*again)
+        # The number tells the passes of a loop from those of a loop around it, whatever else stands in the chain.
+        number = sum(link._draws or link._repeats for link in self._links)
+        context = self._context.below("pass", number, self._passes) if self._passes else self._context
         self._passes += 1
         return open_links(self._links, context, self._lifetime, shard)

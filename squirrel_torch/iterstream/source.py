@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, compress, count
-from math import isclose
+from math import inf, isclose
 from operator import length_hint
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from squirrel_torch.checks import require_at_least
-from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.errors import ShardingError
+from squirrel_torch.iterstream.base import ChainEnd, Composable, require_source
+from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
 from squirrel_torch.iterstream.oneshot import OneShot
 from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
-from squirrel_torch.seeding import Seed, resolve_seed
+from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Store
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import random
     from types import ModuleType
 
-__all__ = ["FilePathGenerator", "IterableSamplerSource", "IterableSource", "MapStyle", "Source"]
+__all__ = ["FilePathGenerator", "IterableSamplerSource", "IterableSource", "MapStyle", "Mix", "Source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -53,7 +56,7 @@ class Source(Composable[T_co]):
         """The items of `shard`."""
 
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
-        return self._items(context, lifetime, shard)
+        return super()._open(upstream, context, lifetime, shard) if self._custom else self._items(context, lifetime, shard)
 
     def _counted(self, items: Iterator[T], lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[T]:
         """`items` reduced to `shard`, so that messages can say how many were read."""
@@ -64,7 +67,13 @@ class Source(Composable[T_co]):
         # A counter that runs in C. The run never closes this iterator, which may be the caller's own.
         counter = count(1)
         lifetime.reads(self, lambda: next(counter) - 1)
-        return shard.of(compress(items, counter))
+        counted = compress(items, counter)
+        return shard.of(counted if isinstance(items, GeneratorType) else self._pulled(counted))
+
+    def _pulled(self, items: Iterator[T]) -> Iterator[T]:
+        # An iterator that is not Python's has no frame by which messages could tell whose error it was.
+        for item in items:  # noqa: UP028  # `yield from` would close it
+            yield item
 
 
 class IterableSource(Source[T_co]):
@@ -96,11 +105,7 @@ class IterableSource(Source[T_co]):
     """
 
     def __init__(self, source: Iterable[T_co] | Callable[[], Iterable[T_co]] | Store | MapStyle[T_co] = ()) -> None:
-        if not _is_source(source):
-            raise TypeError(
-                "source must be an iterable, a callable that gives one, a store or a map-style dataset, "
-                f"got {source!r} ({type(source).__name__})"
-            )
+        require_source(source)
         super().__init__(source=source)  # type: ignore[arg-type]  # wider than what a composable takes
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
@@ -110,33 +115,61 @@ class IterableSource(Source[T_co]):
             keys = self._counted(iter(source.keys()), lifetime, shard)
             return (source.get(key) for key in keys)
         if hasattr(type(source), "__iter__"):
+            self._seed_foreign(source, context)
             return self._counted(self._owned(source, lifetime), lifetime, shard)
         if callable(source):
-            return self._counted(self._owned(source(), lifetime), lifetime, shard)
+            return self._made(source(), context, lifetime, shard)
         indices = self._counted(iter(range(shard.index, len(source), shard.count)), lifetime)
         return (source[index] for index in indices)
+
+    def _made(self, made: Any, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        """The items of what the callable gave."""
+        if isinstance(made, ChainEnd):
+            made = made.source
+        if not isinstance(made, Composable):
+            return self._counted(self._owned(made, lifetime), lifetime, shard)
+        links = made._links()
+        if any(link._splits for link in links):
+            raise ShardingError(
+                f"{self._describe()} gives a chain that is split: split behind the source, where it can be checked"
+            )
+        return open_links(links, context.below("made"), lifetime.child("the chain that the source makes"), shard)
 
     def _owned(self, iterable: Iterable[T_co], lifetime: Lifetime) -> Iterator[T_co]:
         iterator = iter(iterable)
         # A generator that was made for this run ends with it; one that the caller made is the caller's.
-        if isinstance(iterator, GeneratorType) and not isinstance(iterable, OneShot):
-            lifetime.opened(self, 0, iterator)
+        if isinstance(iterator, GeneratorType):
+            lifetime.opened(self, 0, iterator, owned=not isinstance(iterable, OneShot))
         return iterator
+
+    def _seed_foreign(self, source: object, context: Context) -> None:
+        """Give torch's own shuffles the same seed on all ranks and workers, and a new one in each epoch."""
+        if not is_datapipe(source):
+            return
+        for number, pipe in enumerate(pipes_behind(source)):
+            if not isinstance(pipe, Composable) and hasattr(pipe, "set_seed"):
+                (draw,) = next(context.below("foreign", number).uniforms(DEFAULT_SEED))[:1]
+                pipe.set_seed(int(draw * 2**32))
 
     def _describe(self) -> str:
         source = self.source
         if isinstance(source, OneShot):
             return f"IterableSource({source.name})"
         name = getattr(source, "__qualname__", type(source).__qualname__).rpartition("<locals>.")[2]
-        size = f" of {len(source)}" if hasattr(type(source), "__len__") else ""
+        try:
+            size = f" of {len(source)}"
+        except Exception:  # noqa: BLE001  # a length that can't be had is none, whatever the reason
+            size = ""
         return f"IterableSource({name}{size})"
 
 
-def _is_source(source: object) -> bool:
-    return hasattr(type(source), "__iter__") or callable(source) or isinstance(source, Store | MapStyle)
+class Mix(Source[T_co]):
+    """A source over several streams, its `branches`."""
+
+    branches: list[Composable[Any]]
 
 
-class IterableSamplerSource(Source[T_co]):
+class IterableSamplerSource(Mix[T_co]):
     """Items of several streams, mixed at random until all are exhausted.
 
     Each item comes from a stream drawn by its probability. When a stream is exhausted the probabilities of the others are
@@ -177,16 +210,17 @@ class IterableSamplerSource(Source[T_co]):
 
     def _mixed(self, context: Context, lifetime: Lifetime) -> Iterator[T_co]:
         draws = chain.from_iterable(block.tolist() for block in context.uniforms(self.seed))
-        alive = [open_branch(branch, index, 0, context, lifetime) for index, branch in enumerate(self.branches)]
         weights = list(self.probs)
-        while alive:
-            index = pick(weights, next(draws))
-            # Not `yield next(...)` in a try: a StopIteration thrown in by the consumer is not the end of a stream.
-            for item in alive[index]:
-                yield item
-                break
-            else:
-                del alive[index], weights[index]
+        with OpenBranches(self.branches, context, lifetime) as alive:
+            streams = list(alive.streams)
+            while streams:
+                index = pick(weights, next(draws))
+                # Not `yield next(...)` in a try: a StopIteration thrown in by the consumer is not the end of a stream.
+                for item in streams[index]:
+                    yield item
+                    break
+                else:
+                    del streams[index], weights[index]
 
     def _describe(self) -> str:
         return f"IterableSamplerSource({len(self.branches)} streams)"
@@ -196,8 +230,11 @@ def as_branches(name: str, streams: Sequence[Iterable[Any]]) -> list[Composable[
     """The streams of a mix as composables.
 
     Raises:
+        TypeError: If it is one stream instead of a list of them.
         ValueError: If there is none.
     """
+    if isinstance(streams, Composable | ChainEnd | str):
+        raise TypeError(f"{name} must be a list of streams, got one stream: {streams!r}")
     branches = [stream if isinstance(stream, Composable) else IterableSource(stream) for stream in streams]
     if not branches:
         raise ValueError(f"{name} must hold at least one stream, got {streams!r}")
@@ -216,7 +253,7 @@ def check_probabilities(name: str, probabilities: Sequence[float] | None, stream
         raise ValueError(
             f"{name} must hold a number for each of the {streams} streams, got {len(probabilities)}: {probabilities!r}"
         )
-    if not all(probability > 0 for probability in probabilities):
+    if not all(0 < probability < inf for probability in probabilities):
         raise ValueError(f"{name} must all be positive, got {list(probabilities)!r}")
     total = sum(probabilities)
     if not isclose(total, 1, abs_tol=1e-6):
@@ -234,10 +271,40 @@ def pick(weights: Sequence[float], draw: float) -> int:
     return len(weights) - 1  # rounding
 
 
-def open_branch(branch: Composable[T], index: int, opening: int, context: Context, lifetime: Lifetime) -> Iterator[T]:
-    """The iterator of a stream of a mix, opened for the (`opening` + 1)-th time in this run."""
-    below = context.below("branch", index, opening)
-    return open_links(branch._links(), below, lifetime.child(f"branch {index}"))
+class OpenBranches:
+    """The streams of a mix in one run, each with a lifetime of its own.
+
+    Args:
+        branches: The streams as composables.
+        context: That of the mix.
+        lifetime: That of the mix.
+    """
+
+    def __init__(self, branches: Sequence[Composable[Any]], context: Context, lifetime: Lifetime) -> None:
+        self._branches = branches
+        self._context = context
+        self._lifetime = lifetime
+        self._lifetimes = [lifetime.child(f"branch {index}") for index in range(len(branches))]
+        self.streams: list[Iterator[Any]] = []
+
+    def _open(self, index: int, opening: int) -> Iterator[Any]:
+        below = self._context.below("branch", index, opening)
+        return open_links(self._branches[index]._links(), below, self._lifetimes[index])
+
+    def open_again(self, index: int, opening: int) -> None:
+        """Start a stream anew, for the (`opening` + 1)-th time in this run: it is shuffled differently."""
+        self._lifetimes[index].close("closed")
+        self._lifetimes[index] = self._lifetime.child(f"branch {index}")
+        self.streams[index] = self._open(index, opening)
+
+    def __enter__(self) -> OpenBranches:
+        self.streams = [self._open(index, 0) for index in range(len(self._branches))]
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is None or kind is GeneratorExit:  # after an error they are asked whose it was
+            for lifetime in self._lifetimes:
+                lifetime.close("closed")
 
 
 class FilePathGenerator(Source[str]):
@@ -245,8 +312,8 @@ class FilePathGenerator(Source[str]):
 
     Args:
         url: A folder on any filesystem that fsspec knows. Paths carry the protocol that `url` carries.
-        nested: Give the files of all folders below too, each folder's in the place of the folder. Otherwise the entries of
-            the folder itself are given, folders among them.
+        nested: Give the files of all folders below too, each folder's in the place of the folder; links to folders are not
+            followed. Otherwise the entries of the folder itself are given, folders among them.
         max_workers: Threads that list folders; None is Python's default. Only with `nested`.
         max_keys: No folders are listed ahead while more paths than this are held in memory.
         max_dirs: At most this many folders are listed ahead.
@@ -258,7 +325,7 @@ class FilePathGenerator(Source[str]):
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         nested: bool = False,
         max_workers: int | None = None,
         max_keys: int = 1_000_000,
@@ -270,7 +337,7 @@ class FilePathGenerator(Source[str]):
         require_at_least("max_dirs", max_dirs, 1)
         if max_workers is not None:
             require_at_least("max_workers", max_workers, 1)
-        self.url = str(url)
+        self.url = os.fspath(url)
         self.nested = nested
         self.max_workers = max_workers
         self.max_keys = max_keys
@@ -308,8 +375,9 @@ class _Folders:
     def entries(self, folder: str) -> list[tuple[str, bool]]:
         """The entries of a folder, sorted: the path, and whether it is a folder itself."""
         entries = [(entry["name"], entry["type"] == "directory") for entry in self._filesystem.ls(folder, detail=True)]
-        # Object stores list a folder's own marker among its entries.
-        return sorted(entry for entry in entries if entry[0].rstrip("/") != folder.rstrip("/"))
+        # Object stores list a folder's own marker among its entries; a file is listed as itself.
+        markers = {(folder, True), (folder.rstrip("/") + "/", True), (folder.rstrip("/") + "/", False)}
+        return sorted(entry for entry in entries if entry not in markers)
 
     def walk(self, root: str) -> Iterator[str]:
         """The files below a folder, in the order of their paths within each folder."""

@@ -63,6 +63,7 @@ class Stage(ABC, Generic[T, U]):
     * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
       given so far, for messages.
     * `draws`: it uses random numbers.
+    * `repeats`: it may read its upstream several times in one pass.
 
     Example:
         >>> from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Stage(ABC, Generic[T, U]):
     needs_whole: ClassVar[bool | None] = False
     holds: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, items: Iterator[T]) -> Iterator[U]:
@@ -103,7 +105,7 @@ class Stage(ABC, Generic[T, U]):
         return (*by_value(type(self)), self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
-        return to_portable(self.__dict__)
+        return to_portable(self.__dict__, inside=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Frozen dataclasses refuse setattr; their __dict__ does not.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from squirrel_torch.checks import require_at_least
+from squirrel_torch.checks import require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
-from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.base import ChainEnd, Composable
 from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
 from squirrel_torch.iterstream.epochs import EpochCounter
 from squirrel_torch.iterstream.run import Run
+from squirrel_torch.iterstream.source import Mix
 from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
 from squirrel_torch.sharding import CarriedShard, Shard, carry_rank, rank_shard, worker_shard
@@ -43,7 +45,7 @@ class SplitByWorker(Composable[Any]):
         super().__init__(stage=WorkerSplit())
 
 
-class TorchIterable(IterableDataset[T_co]):
+class TorchIterable(IterableDataset[T_co], ChainEnd):
     """A chain as a dataset for `torch.utils.data.DataLoader`, by which each item reaches one process, once.
 
     It is a plain IterableDataset, not an IterDataPipe: a DataLoader opens a process group of its own in each `iter()` over an
@@ -54,7 +56,8 @@ class TorchIterable(IterableDataset[T_co]):
     the stream (take, skip, zip_index, sliding). What was done is logged once. Where it can't be known what is right, behind
     `to` and composables of your own that don't say `needs_whole`, it is an error. If the chain has splits, they are checked.
 
-    Each pass is a new epoch, also with workers, persistent or not.
+    Each pass is a new epoch, also with workers, persistent or not. (If torch is seeded with one number before each pass, a
+    DataLoader with workers gives the same epoch each time, as with torch's own shuffling: call `set_epoch` there.)
 
     Args:
         enforce_rank_check: What to do about ranks if the stream is not split by rank. None: split it here if it has no split
@@ -68,6 +71,9 @@ class TorchIterable(IterableDataset[T_co]):
 
     def __init__(self, enforce_rank_check: bool | None = None, enforce_worker_check: bool | None = None) -> None:
         super().__init__()
+        for name, value in (("enforce_rank_check", enforce_rank_check), ("enforce_worker_check", enforce_worker_check)):
+            if value is not None and not isinstance(value, bool):
+                raise TypeError(f"{name} must be None, True or False, got {value!r} ({type(value).__name__})")
         self.source: Composable[T_co] | None = None
         self.enforce_rank_check = enforce_rank_check
         self.enforce_worker_check = enforce_worker_check
@@ -84,15 +90,16 @@ class TorchIterable(IterableDataset[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank."""
-        require_at_least("epoch", epoch, 0)
-        self._epochs.set(epoch)
+        require_epoch(epoch)
+        rank = rank_shard(carried=self._carried)
+        self._epochs.set(epoch, rank.index if rank.count > 1 else None)
 
     def __iter__(self) -> Run[T_co]:
         """Start a pass over this process's share."""
         if self.source is None:
             raise PipelineError("a TorchIterable without a chain: end a chain with to_torch_iterable()")
         rank, worker = rank_shard(carried=self._carried), worker_shard()
-        return Run(self._sharded(self.source, rank, worker), self._epochs.claim)
+        return Run(self._sharded(self.source, rank, worker), partial(self._epochs.claim, rank.index))
 
     def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
         """The places of the chain, with a split among them if there was none."""
@@ -109,13 +116,14 @@ class TorchIterable(IterableDataset[T_co]):
             own = shard.within(own)
         links = source._links()
         if own.count > 1:
+            _refuse_foreign_dataset(links[0].source)
             place = _place_of_split(links)
             self._log_once(links, place, rank, worker)
             links.insert(place, Composable(stage=AutoSplit(own)))
         return links
 
     def _log_once(self, links: Sequence[Composable[Any]], place: int, rank: Shard, worker: Shard) -> None:
-        if worker.index == 0 and self._epochs.first():
+        if worker.index == 0 and self._epochs.first(rank.index):
             repeated = [link._describe() for link in links[1:place] if not _moves_only(link)]
             _log.info(
                 "the stream has no split: it is split by rank %d of %d and worker %d of %d behind %s%s",
@@ -181,7 +189,7 @@ def _splits(composable: Composable[Any]) -> Split:
     own = Split.NONE
     for link in links:
         own |= link._splits
-    branches = getattr(links[0], "branches", None) or _inside_foreign(links[0].source)
+    branches = links[0].branches if isinstance(links[0], Mix) else _inside_foreign(links[0].source)
     if not branches:
         return own
     splits = [_splits(branch) for branch in branches]
@@ -201,6 +209,15 @@ def _splits(composable: Composable[Any]) -> Split:
     return own | splits[0]
 
 
+def _refuse_foreign_dataset(source: object) -> None:
+    if isinstance(source, IterableDataset) and not is_datapipe(source):
+        raise ShardingError(
+            "the stream has no split, and can't be split automatically: its source is the dataset "
+            f"{type(source).__qualname__}, which may divide its items among ranks and workers itself. If it doesn't, add "
+            ".split_by_rank() and .split_by_worker() to the chain; if it does, end it with .to_torch_iterable(False, False)"
+        )
+
+
 def _inside_foreign(source: object) -> list[Composable[Any]]:
     """The chain of ours, if any, that a pipe of torch was put onto."""
     if isinstance(source, Composable) or not is_datapipe(source):
@@ -209,8 +226,7 @@ def _inside_foreign(source: object) -> list[Composable[Any]]:
 
 
 def _moves_only(link: Composable[Any]) -> bool:
-    stage = link.__dict__.get("_stage")
-    return stage is not None and stage.moves_only
+    return link._stage is not None and link._stage.moves_only
 
 
 def _place_of_split(links: Sequence[Composable[Any]]) -> int:
@@ -232,5 +248,4 @@ def _place_of_split(links: Sequence[Composable[Any]]) -> int:
 
 
 def _needs_whole(link: Composable[Any]) -> bool | None:
-    stage = link.__dict__.get("_stage")
-    return link.needs_whole if stage is None else stage.needs_whole
+    return link.needs_whole if link._stage is None else link._stage.needs_whole

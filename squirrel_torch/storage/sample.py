@@ -20,11 +20,11 @@ def check_sample(value: Any) -> None:
     Raises:
         SampleEncodingError: With the place inside the sample and the type of what can't be kept.
     """
-    _check(value, ())
+    _check(value, (), set())
 
 
-def _check(value: Any, path: tuple[Any, ...]) -> None:
-    if isinstance(value, _LEAVES):
+def _check(value: Any, path: tuple[Any, ...], checked: set[int]) -> None:
+    if isinstance(value, _LEAVES) or id(value) in checked:
         return
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.hasobject:
@@ -33,7 +33,8 @@ def _check(value: Any, path: tuple[Any, ...]) -> None:
         raise _error(path[:3], f"nested more than {_MAX_DEPTH} deep", "flatten it, or look for a container that holds itself")
     elif isinstance(value, dict | list | tuple):
         for key, inside in _parts(value, path):
-            _check(inside, (*path, key))
+            _check(inside, (*path, key), checked)
+        checked.add(id(value))  # after its parts: a container that holds itself is not done yet
     else:
         raise _error(
             path,

@@ -69,7 +69,7 @@ def test_a_missing_split_is_named(tmp_path):
         print(type(error).__name__, "Add .split_by_worker()" in str(error))
 """,
     )
-    assert run_script(code, tmp_path, torchrun=2).splitlines() == ["ShardingError True"] * 2
+    assert run_script(code, tmp_path, torchrun=2).count("ShardingError True") == 2
 
 
 def test_spawned_workers_know_a_rank_that_no_variable_says(tmp_path):
@@ -137,4 +137,4 @@ if __name__ == "__main__":
         print("right")
     dist.destroy_process_group()
 """
-    assert run_script(code, tmp_path, torchrun=4).split() == ["right"] * 4
+    assert run_script(code, tmp_path, torchrun=4).count("right") == 4  # lines of ranks may run into each other

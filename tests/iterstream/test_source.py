@@ -193,7 +193,7 @@ class TestMultiplexer:
             (([], ROUND_ROBIN), ValueError, "at least one stream"),
             (([[1]], SAMPLING), ValueError, "must be given"),
             (([[1], [2]], SAMPLING, [1.0]), ValueError, "a number for each"),
-            (([[1], [2]], SAMPLING, [-1.0, 2.0]), ValueError, "must not be negative"),
+            (([[1], [2]], SAMPLING, [-1.0, 2.0]), ValueError, "must be finite and not negative"),
             (([[1], [2]], SAMPLING, [0.0, 0.0]), ValueError, "no stream is more likely"),
             (([[1]], ROUND_ROBIN, None, 0), ValueError, "max_reinits must be at least 1"),
         ],

@@ -20,6 +20,7 @@ class Loop(Stage[T, T]):
 
     times: int | None = None
     moves_only: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.times is not None:

@@ -39,6 +39,9 @@ class RankSplit(SplitStage[T]):
     def shard(self) -> Shard:
         return rank_shard(self.group, self.__dict__.get("_carried"))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RankSplit[T]":
+        return RankSplit(self.group)
+
     def __getstate__(self) -> dict[str, Any]:
         # A process group can't leave its process, and a spawned worker has none to ask.
         carried: CarriedShard | None = carry_rank(self.group) or self.__dict__.get("_carried")

@@ -41,6 +41,10 @@ class Monitored(Stage[T, T]):
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
+        if not isinstance(self.prefix, str):
+            raise TypeError(f"prefix must be a text, got {self.prefix!r} ({type(self.prefix).__name__})")
+        if not isinstance(self.conf, MetricsConf):
+            raise TypeError(f"metrics_conf must be a MetricsConf, got {self.conf!r} ({type(self.conf).__name__})")
         self._meter()
 
     def _meter(self) -> Meter:
