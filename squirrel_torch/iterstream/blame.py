@@ -135,9 +135,9 @@ def _which_item(
 ) -> str:
     source = chain.get(0)
     count = reads.get(id(source.link)) if source is not None else None
-    if culprit.place == 0:
-        return "" if count is None else f", reading item {count()}"
     position = None if frame is None else _position(frame)
+    if culprit.place == 0 and (position is not None or count is not None):
+        return f", reading item {count() if position is None and count is not None else position}"
     if position is not None:
         return f", on item {position}"
     exact = not culprit.link._holds
@@ -145,13 +145,16 @@ def _which_item(
         if place not in chain:
             return ""  # it was not open yet
         entry = chain[place]
+        if place - 1 in chain and entry.iterator is chain[place - 1].iterator:
+            continue  # a split that was handed to the source
         if exact and entry.position is not None:
             return f", on item {entry.position} of {entry.link._describe()}"
         exact = exact and not entry.link._holds
-    if count is None or source is None:
+    if source is None or (source.position is None and count is None):
         return ""
+    last = source.position if source.position is not None or count is None else count() - 1
     described = source.link._describe()
-    return f", on item {count() - 1} of {described}" if exact else f", after {count()} items of {described} were read"
+    return f", on item {last} of {described}" if exact else f", behind item {last} of {described}"
 
 
 def _position(frame: FrameType) -> int | None:

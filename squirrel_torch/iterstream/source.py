@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, compress, count
 from math import inf, isclose
 from operator import length_hint
@@ -112,15 +111,20 @@ class IterableSource(Source[T_co]):
         source = self.source
         lifetime.reads(self, lambda: 0)  # what an earlier pass has counted is past
         if isinstance(source, Store):
-            keys = self._counted(iter(source.keys()), lifetime, shard)
-            return (source.get(key) for key in keys)
+            return self._fetched(source.get, shard.of(source.keys()), shard)
         if hasattr(type(source), "__iter__"):
             self._seed_foreign(source, context)
             return self._counted(self._owned(source, lifetime), lifetime, shard)
         if callable(source):
             return self._made(source(), context, lifetime, shard)
-        indices = self._counted(iter(range(shard.index, len(source), shard.count)), lifetime)
-        return (source[index] for index in indices)
+        return self._fetched(source.__getitem__, iter(range(shard.index, len(source), shard.count)), shard)
+
+    def _fetched(self, fetch: Callable[[Any], T_co], keys: Iterator[Any], shard: Shard) -> Iterator[T_co]:
+        """The items of `shard`, each asked for by its key: those of other shards are never made."""
+        position = shard.index - shard.count  # read by messages
+        for key in keys:
+            position += shard.count
+            yield fetch(key)
 
     def _made(self, made: Any, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         """The items of what the callable gave."""
@@ -352,55 +356,14 @@ class FilePathGenerator(Source[str]):
     def _paths(self) -> Iterator[str]:
         import fsspec
 
+        from squirrel_torch.storage.folders import Folders
+
         # Made here, in the process that reads: filesystems with connections don't survive a fork.
         filesystem, root = fsspec.core.url_to_fs(self.url, **self.storage_options)
         with_protocol = "://" in self.url or "::" in self.url
-        entries = _Folders(filesystem, self.max_workers, self.max_keys, self.max_dirs)
-        for path in entries.walk(root) if self.nested else (path for path, _ in entries.entries(root)):
+        folders = Folders(filesystem, self.max_workers, self.max_keys, self.max_dirs)
+        for path in folders.walk(root) if self.nested else (path for path, _ in folders.entries(root)):
             yield filesystem.unstrip_protocol(path) if with_protocol else path
 
     def _describe(self) -> str:
         return f"FilePathGenerator({self.url!r}, nested={self.nested})"
-
-
-class _Folders:
-    """Lists folders, several ahead."""
-
-    def __init__(self, filesystem: Any, max_workers: int | None, max_keys: int, max_dirs: int) -> None:
-        self._filesystem = filesystem
-        self._max_workers = max_workers
-        self._max_keys = max_keys
-        self._max_dirs = max_dirs
-
-    def entries(self, folder: str) -> list[tuple[str, bool]]:
-        """The entries of a folder, sorted: the path, and whether it is a folder itself."""
-        entries = [(entry["name"], entry["type"] == "directory") for entry in self._filesystem.ls(folder, detail=True)]
-        # Object stores list a folder's own marker among its entries; a file is listed as itself.
-        markers = {(folder, True), (folder.rstrip("/") + "/", True), (folder.rstrip("/") + "/", False)}
-        return sorted(entry for entry in entries if entry not in markers)
-
-    def walk(self, root: str) -> Iterator[str]:
-        """The files below a folder, in the order of their paths within each folder."""
-        todo = self.entries(root)[::-1]  # the next one last
-        listings: dict[str, Future[list[tuple[str, bool]]]] = {}
-        with ThreadPoolExecutor(self._max_workers, thread_name_prefix="squirrel_torch") as pool:
-            try:
-                while todo:
-                    self._list_ahead(todo, listings, pool)
-                    path, is_folder = todo.pop()
-                    if is_folder:
-                        listing = listings.pop(path, None)
-                        todo += (self.entries(path) if listing is None else listing.result())[::-1]
-                    else:
-                        yield path
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _list_ahead(
-        self, todo: list[tuple[str, bool]], listings: dict[str, Future[list[tuple[str, bool]]]], pool: ThreadPoolExecutor
-    ) -> None:
-        if not todo[-1][1] or len(todo) > self._max_keys:
-            return
-        for path, is_folder in todo[-self._max_dirs :][::-1]:
-            if is_folder and path not in listings and len(listings) < self._max_dirs:
-                listings[path] = pool.submit(self.entries, path)

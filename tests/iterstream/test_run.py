@@ -13,8 +13,18 @@ from torch.utils.data import DataLoader, IterDataPipe
 from torch.utils.data.datapipes.iter import IterableWrapper
 from torch.utils.data.graph import traverse_dps
 
-from squirrel_torch import ClosedRunError, Composable, ExhaustedSourceError, IterableSource, PipelineError, Run
+from squirrel_torch import (
+    ClosedRunError,
+    Composable,
+    ExhaustedSourceError,
+    IterableSource,
+    MemoryStore,
+    PipelineError,
+    Run,
+    Shard,
+)
 from squirrel_torch.iterstream.blame import NOTE_PREFIX
+from squirrel_torch.iterstream.stages import AutoSplit
 from tests.support import error_of
 
 
@@ -353,6 +363,29 @@ class TestErrors:
             IterableSource(source).map(failing_at(7)).collect()
         assert "on item 7 of IterableSource(" in note_of(caught.value)
 
+    @pytest.mark.parametrize("split", [Shard(), Shard(1, 3)])
+    def test_positions_in_a_share_are_those_of_the_whole(self, split):
+        class Lookup:
+            def __len__(self):
+                return 20
+
+            def __getitem__(self, index):
+                if index == 13:
+                    raise OSError("disk")
+                return index
+
+        store = MemoryStore()
+        for number in range(20):
+            store.set(number)
+        for source in (Lookup(), store, list(range(20)), lambda: (i for i in range(20))):
+            chain = IterableSource(source).then(AutoSplit(split)).map(failing_at(10))
+            with pytest.raises(KeyError) as caught:
+                chain.collect()
+            assert "on item 10 of IterableSource(" in note_of(caught.value)
+        with pytest.raises(OSError, match="disk") as caught:
+            IterableSource(Lookup()).then(AutoSplit(split)).map(str).collect()
+        assert "reading item 13" in note_of(caught.value)
+
     def test_an_error_of_the_source(self):
         def source():
             yield from range(3)
@@ -377,7 +410,7 @@ class TestErrors:
         assert "on item 6 of AsyncMap(" in note_of(caught.value)
         with pytest.raises(KeyError) as caught:
             IterableSource(range(10)).shuffle(5).map(failing_at(6)).collect()
-        assert "items of IterableSource(range of 10) were read" in note_of(caught.value)
+        assert ", behind item " in note_of(caught.value)
 
     def test_in_a_thread(self):
         with pytest.raises(KeyError) as caught:
@@ -394,7 +427,7 @@ class TestErrors:
             with pytest.raises(ZeroDivisionError) as caught:
                 IterableSource([1, 0]).map(int).to(function).map(str).collect()
             assert "in stage 2 of 3, Piped(" in note_of(caught.value)
-            assert "after 2 items of IterableSource(list of 2) were read" in note_of(caught.value), "not which one it was"
+            assert "behind item 1 of IterableSource(list of 2)" in note_of(caught.value), "not which one it was"
 
     def test_in_python_code_that_a_builtin_source_calls(self):
         with pytest.raises(ZeroDivisionError) as caught:
