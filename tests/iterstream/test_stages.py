@@ -280,9 +280,8 @@ class TestAsyncMap:
         assert len(pulled) == 2
 
     def test_threads_work_at_the_same_time(self):
-        start = time.perf_counter()
-        IterableSource(range(40)).async_map(lambda x: time.sleep(0.05), max_workers=20).join()
-        assert time.perf_counter() - start < 40 * 0.05 / 3
+        together = threading.Barrier(20, timeout=20)
+        IterableSource(range(40)).async_map(lambda x: together.wait(), max_workers=20).join()
 
     def test_a_pool_of_processes(self):
         with ProcessPoolExecutor(2) as pool:
@@ -400,10 +399,11 @@ class TestWatching:
                 time.sleep(0.01)
                 yield item
 
+        start = time.perf_counter()
         reports = self.report(slow, every=0.1)
-        assert 2 <= len(reports) <= 5
-        for report in reports[:-1]:
-            assert 50 < report["IOPS number/s"] <= 100
+        # One more than there is room for: the last report comes with the end.
+        assert 2 <= len(reports) <= (time.perf_counter() - start) / 0.1 + 1
+        assert all(report["IOPS number/s"] <= 100 for report in reports[:-1])
 
     def test_without_a_limit_each_window_reports(self):
         assert len(self.report(range(100), every=0, window_size=10)) == 10
@@ -417,8 +417,10 @@ class TestWatching:
                     pass
                 yield item
 
-        (report,) = self.report(known, every=10, window_size=100)
-        assert report["IOPS number/s"] == pytest.approx(500, rel=0.03)
+        start = time.perf_counter()
+        (report,) = self.report(known, every=60, window_size=100)
+        true_rate = 100 / (time.perf_counter() - start)
+        assert report["IOPS number/s"] == pytest.approx(true_rate, rel=0.03)
 
     def test_throughput(self):
         (report,) = self.report([bytes(1024)] * 50, metrics_conf=MetricsConf(throughput_unit="KB"))
