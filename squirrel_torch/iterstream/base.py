@@ -17,6 +17,7 @@ from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
 from squirrel_torch.iterstream.stage import Context, Split, Stage
 from squirrel_torch.iterstream.stages import (
     AsyncMap,
+    AutoSplit,
     Batched,
     DaskMap,
     Filter,
@@ -129,7 +130,7 @@ class Composable(DataPipe[T_co]):
         own = cls.__iter__  # perhaps of a class that is mixed in
         if own is not Composable.__iter__:
             cls._custom, cls._begins = True, False
-            if not hasattr(own, "__wrapped__"):
+            if not hasattr(own, "_starts_run"):
                 setattr(cls, "__iter__", _entry(own))  # noqa: B010  # mypy forbids the assignment
 
     # -- structure ----------------------------------------------------------------------------------------------------
@@ -233,9 +234,10 @@ class Composable(DataPipe[T_co]):
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         """The iterator of this place of a run; see `run.Link`."""
         stage = self._stage
-        if stage is None or self._custom:
-            return shard.of(self._open_view(upstream))
+        if self._custom or stage is None:
+            return shard.of(self._open_view(upstream.limited(stage.shard()) if isinstance(stage, SplitStage) else upstream))
         if isinstance(stage, SplitStage):
+            lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
             return upstream.part(shard.within(stage.shard()))
         return shard.of(stage.start(upstream, context))
 
@@ -284,7 +286,7 @@ class Composable(DataPipe[T_co]):
         within = links[0].source
         if epoch is None and isinstance(within, Upstream):
             # A chain that a composable puts onto its own source while it runs.
-            context = within.context
+            context = within.inner_context()
             return Run(links, lambda: context.epoch, context.path)
         return Run(links, self._claim_epoch if epoch is None else lambda: epoch)
 
@@ -461,6 +463,7 @@ class Composable(DataPipe[T_co]):
             executor: Where the callback runs. None or "thread": a pool of threads, opened when a run starts and gone when
                 it ends; "numba": the callback compiled by numba, in the caller's thread. Or a live
                 `concurrent.futures.Executor` or `dask.distributed.Client`: it may be shared between stages and is not closed.
+                It works in the process that made it, not in the workers of a DataLoader.
             **kw: Passed to `callback` with each item. Arguments that have the name of one of the above go by
                 `functools.partial`.
 
@@ -830,4 +833,5 @@ def _entry(own: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]
     def entry(self: Composable[Any]) -> Iterator[Any]:
         return own(self) if self._is_view else self._run_for(sys._getframe(1))
 
+    entry._starts_run = True  # type: ignore[attr-defined]
     return entry

@@ -54,27 +54,34 @@ class Opened:
         return isinstance(self.iterator, GeneratorType) and self.iterator.gi_frame is not None
 
     def runs_in(self, frame: FrameType) -> bool:
-        """Whether `frame` executes this link's code."""
-        mine = frame.f_locals.get("self")
-        if (
-            isinstance(self.iterator, GeneratorType)
-            and self.iterator.gi_code is frame.f_code
-            and (
-                # Methods of stages are told apart by their `self`: two stages of one class share the code.
-                mine is None or self.place == 0
-            )
-        ):
+        """Whether `frame`, one that an error has left, executed this link's code."""
+        if self.is_method(frame):
             return True
+        if not isinstance(self.iterator, GeneratorType) or self.iterator.gi_code is not frame.f_code or self.runs:
+            return False
+        # A generator function, whoever wrote it; a method of another stage or source has the same code and another `self`.
+        mine = frame.f_locals.get("self")
+        return mine is None or (self.place == 0 and not hasattr(mine, "apply") and not hasattr(mine, "_owner"))
+
+    def is_method(self, frame: FrameType) -> bool:
+        """Whether `frame` is a method of the link's stage, source or composable."""
+        mine = frame.f_locals.get("self")
         if mine is None:
             return False
         # A composable runs as a view of itself that shares its __dict__.
         return mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
 
+    def position_in(self, frame: FrameType) -> int | None:
+        """The local `position` of a frame, where the word means what it means here: in stages, and in our sources."""
+        ours = frame.f_globals.get("__name__", "").startswith("squirrel_torch.") or hasattr(self.link._owner, "apply")
+        position = frame.f_locals.get("position")
+        return position if ours and isinstance(position, int) and self.is_method(frame) else None
+
     @property
     def position(self) -> int | None:
         """The index of the item it gave last, where its generator keeps count."""
         frame = self.iterator.gi_frame if isinstance(self.iterator, GeneratorType) else None
-        return None if frame is None else _position(frame)
+        return None if frame is None else self.position_in(frame)
 
 
 def add_note(error: Exception, opened: Sequence[Opened], reads: Mapping[int, Callable[[], int]], branch: str = "") -> None:
@@ -135,7 +142,7 @@ def _which_item(
 ) -> str:
     source = chain.get(0)
     count = reads.get(id(source.link)) if source is not None else None
-    position = None if frame is None else _position(frame)
+    position = None if frame is None else culprit.position_in(frame)
     if culprit.place == 0 and (position is not None or count is not None):
         return f", reading item {count() if position is None and count is not None else position}"
     if position is not None:
@@ -155,11 +162,6 @@ def _which_item(
     last = source.position if source.position is not None or count is None else count() - 1
     described = source.link._describe()
     return f", on item {last} of {described}" if exact else f", behind item {last} of {described}"
-
-
-def _position(frame: FrameType) -> int | None:
-    position = frame.f_locals.get("position")
-    return position if isinstance(position, int) else None
 
 
 def _item(frame: FrameType | None) -> str:

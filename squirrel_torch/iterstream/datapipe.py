@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch.utils.data import IterableDataset, IterDataPipe, get_worker_info
 from torch.utils.data.datapipes.datapipe import _IterDataPipeSerializationWrapper
 
-__all__ = ["DataPipe", "graph_state", "is_datapipe", "iterated_by_dataloader", "pipes_behind", "plain_state", "register"]
+__all__ = [
+    "DataPipe",
+    "graph_state",
+    "is_datapipe",
+    "iterated_by_dataloader",
+    "pipes_behind",
+    "pipes_in",
+    "plain_state",
+    "register",
+]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -65,10 +74,15 @@ def graph_state(attributes: dict[str, Any]) -> dict[str, Any] | None:
 def pipes_behind(pipe: Any) -> Iterator[Any]:
     """The pipes that a pipe of torch is made of, itself first, found without pickling anything."""
     yield pipe
+    for inner in pipes_in(pipe):
+        yield from pipes_behind(inner)
+
+
+def pipes_in(pipe: Any) -> Iterator[Any]:
+    """The pipes that a pipe of torch holds itself."""
     for value in vars(pipe).values():
         if _holds_pipes(value):
-            for inner in [value] if is_datapipe(value) else value:
-                yield from pipes_behind(inner)
+            yield from [value] if is_datapipe(value) else value
 
 
 def _holds_pipes(value: object) -> bool:

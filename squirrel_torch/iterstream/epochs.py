@@ -1,7 +1,10 @@
 """Which epoch is this? One answer for all worker processes of a DataLoader."""
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch.utils.data import get_worker_info
@@ -23,8 +26,9 @@ class EpochCounter:
     A DataLoader with workers never iterates the dataset in the main process, and may start new workers for each epoch. So
     the count lives in shared memory, which fork, spawn and forkserver all hand on; a lock that all three hand on does not
     exist. All workers of one pass must find the same number. What they share is a token, the base seed that the DataLoader
-    draws for them. Worker 0 decides: it takes the next number and publishes it beside the token, in one 64-bit word; the
-    others wait for that word. Persistent workers keep their token, and each counts on from there by itself.
+    draws for them. The first of them to come takes the next number and publishes it beside the token, in one 64-bit word;
+    the others read it there. That only one can be the first is seen to by a file that is created for the moment of
+    publishing. Persistent workers keep their token, and each counts on from there by itself.
 
     A DataLoader that draws the same base seed again, because torch was seeded again, gets the same epoch again: new workers
     can't tell the two passes apart. So it is with torch's own shuffling.
@@ -36,12 +40,13 @@ class EpochCounter:
         self._rows = _shared(torch.zeros((_RANKS, 3), dtype=torch.int64))
         self._first_epochs = _shared(torch.zeros(_SLOTS, dtype=torch.int64))
         self._passes: dict[int, int] = {}
+        self._name = uuid4().hex
 
     def claim(self, rank: int) -> int:
         """The number of the pass that starts now.
 
         Raises:
-            ShardingError: In a worker other than worker 0, if that does not iterate the dataset too.
+            ShardingError: In a worker, if another one was killed while it held the lock.
         """
         row = self._rows[rank % _RANKS]
         worker = get_worker_info()
@@ -49,12 +54,10 @@ class EpochCounter:
             return _take(row, int(row[_NEXT]))
         # After set_epoch the same persistent workers start counting anew; the last bit keeps a token from being 0.
         token = hash((worker.seed - worker.id, rank, int(row[_CALLS]))) % (1 << _TOKEN_BITS) | 1
-        first = self._published(token)
-        if first is None:
-            first = self._publish(token, int(row[_NEXT])) if worker.id == 0 else self._wait_for(token)
+        first = self._first_epoch(token, row)
         passes = self._passes.get(token, 0)
         self._passes[token] = passes + 1
-        return _take(row, first + passes) if worker.id == 0 else first + passes
+        return _take(row, first + passes)
 
     def set(self, epoch: int, rank: int | None) -> None:
         """Give the next pass of a rank this number, or of all ranks. Called in the main process, between passes."""
@@ -73,29 +76,35 @@ class EpochCounter:
         word = int(self._first_epochs[token % _SLOTS])
         return word & 0xFFFFFFFF if word >> 32 == token else None
 
-    def _publish(self, token: int, first: int) -> int:
-        self._first_epochs[token % _SLOTS] = token << 32 | first
-        return first
-
-    def _wait_for(self, token: int) -> int:
+    def _first_epoch(self, token: int, row: torch.Tensor) -> int:
+        lock = Path(tempfile.gettempdir()) / f"squirrel_torch-{self._name}-{token}"
         deadline = time.monotonic() + _PATIENCE
         while (first := self._published(token)) is None:
-            if time.monotonic() > deadline:
-                raise ShardingError(
-                    f"worker 0 of this DataLoader has not begun to iterate the dataset for {_PATIENCE:.0f} s, and the workers "
-                    "can't agree on an epoch: a TorchIterable must be iterated by all workers of its DataLoader, and set_epoch "
-                    "must not be called during a pass"
-                )
-            time.sleep(0.001)
+            try:
+                lock.touch(exist_ok=False)
+            except FileExistsError:
+                if time.monotonic() > deadline:
+                    raise ShardingError(
+                        f"the workers of this DataLoader can't agree on an epoch: {lock} has been there for {_PATIENCE:.0f} s; "
+                        "a worker was killed while it held it. Delete the file and start again"
+                    ) from None
+                time.sleep(0.001)  # held for microseconds
+                continue
+            try:
+                if self._published(token) is None:  # nobody was faster
+                    self._first_epochs[token % _SLOTS] = token << 32 | _take(row, int(row[_NEXT]))
+            finally:
+                lock.unlink()
         return first
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_rows": self._rows, "_first_epochs": self._first_epochs}
+        return {"_rows": self._rows, "_first_epochs": self._first_epochs, "_name": self._name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A spawned worker gets the same memory. A copy has its own, and counts on from here by itself.
         self._rows, self._first_epochs = _shared(state["_rows"]), _shared(state["_first_epochs"])
         self._passes = {}
+        self._name = state["_name"]
 
 
 def _take(row: torch.Tensor, epoch: int) -> int:

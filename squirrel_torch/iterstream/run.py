@@ -46,16 +46,21 @@ class Lifetime:
         self._error: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._end: str | None = None
+        self.automatic = False
+        """Whether the stream is split, among several processes, by a split that nobody wrote."""
+
+    def __enter__(self) -> Lifetime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or kind is GeneratorExit:  # after an error it is asked whose that was
+            self.close("closed")
 
     def opened(self, link: Link, place: int, iterator: Iterator[Any] | None = None, *, owned: bool = True) -> Opened:
         """Remember an iterator of the run, so that the end of the run closes it if it is the run's own.
 
         A link is remembered before its iterator exists: opening it may fail too.
         """
-        # A loop opens its links once a pass.
-        if len(self._opened) > _MANY:
-            latest = {entry.place: entry for entry in self._opened}
-            self._opened = [entry for entry in self._opened if entry.runs or entry is latest[entry.place]]
         entry = Opened(link, place, iterator, owned)
         self._opened.append(entry)
         return entry
@@ -64,12 +69,28 @@ class Lifetime:
         """A lifetime for a branch. It ends with this one, or before, when it is closed."""
         self._children = [(name, child) for name, child in self._children if child._end is None]
         child = Lifetime()
+        child.automatic = self.automatic
         self._children.append((label, child))
         return child
 
-    def reads(self, source: Link, count: Callable[[], int]) -> None:
-        """Remember how to ask, once, how many items of a source were read."""
-        self._reads[id(source)] = count
+    def mark(self) -> int:
+        """How many iterators are remembered."""
+        return len(self._opened)
+
+    def release(self, since: list[Opened]) -> None:
+        """Close iterators that are not needed any more, and forget them."""
+        for entry in sorted(since, key=attrgetter("place"), reverse=True):
+            if entry.owned and isinstance(entry.iterator, GeneratorType):
+                entry.iterator.close()
+        gone = set(map(id, since))
+        self._opened = [entry for entry in self._opened if id(entry) not in gone]
+
+    def reads(self, source: Link, count: Callable[[], int] | None) -> None:
+        """Remember how to ask, once, how many items of a source were read; None forgets it."""
+        if count is None:
+            self._reads.pop(id(source), None)
+        else:
+            self._reads[id(source)] = count
 
     def fail(self, error: BaseException) -> None:
         """An item could not be made: say where, end all, and remember it for whoever asks for more."""
@@ -122,7 +143,6 @@ class Lifetime:
 
 
 _log = logging.getLogger(__name__)
-_MANY: Final = 1000
 _END: Final = object()
 
 
@@ -213,14 +233,28 @@ class Upstream(Iterable[T]):
         self._context = context
         self._lifetime = lifetime
         self._passes = 0
+        self._chains = 0
+        self._own = WHOLE
+        self._pass: list[Opened] = []
 
     def __iter__(self) -> Iterator[T]:
         return self.part(WHOLE)
 
-    @property
-    def context(self) -> Context:
-        """Where in its run it stands."""
-        return self._context.below("within", len(self._links))
+    def limited(self, shard: Shard) -> Upstream[T]:
+        """The same, but for what is not of `shard`."""
+        upstream: Upstream[T] = Upstream(self._links, self._context, self._lifetime)
+        upstream._own = shard
+        return upstream
+
+    def release(self) -> None:
+        """Close what the last pass opened: nobody will ask it for more."""
+        self._lifetime.release(self._pass)
+        self._pass = []
+
+    def inner_context(self) -> Context:
+        """The context of one more chain that is put onto it while it runs."""
+        self._chains += 1
+        return self._context.below("within", len(self._links), self._passes, self._chains)
 
     def __getattr__(self, name: str) -> Any:
         """The fluent methods, for composables that use them on `self.source` while they run."""
@@ -242,4 +276,7 @@ class Upstream(Iterable[T]):
         number = sum(link._draws or link._repeats for link in self._links)
         context = self._context.below("pass", number, self._passes) if self._passes else self._context
         self._passes += 1
-        return open_links(self._links, context, self._lifetime, shard)
+        mark = self._lifetime.mark()
+        iterator = open_links(self._links, context, self._lifetime, shard.within(self._own))
+        self._pass = self._lifetime._opened[mark:]
+        return iterator

@@ -11,6 +11,8 @@ from operator import length_hint
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from torch.utils.data import IterableDataset
+
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import ChainEnd, Composable, require_source
@@ -113,7 +115,7 @@ class IterableSource(Source[T_co]):
         if isinstance(source, Store):
             return self._fetched(source.get, shard.of(source.keys()), shard)
         if hasattr(type(source), "__iter__"):
-            self._seed_foreign(source, context)
+            self._prepare_foreign(source, context, lifetime)
             return self._counted(self._owned(source, lifetime), lifetime, shard)
         if callable(source):
             return self._made(source(), context, lifetime, shard)
@@ -131,13 +133,20 @@ class IterableSource(Source[T_co]):
         if isinstance(made, ChainEnd):
             made = made.source
         if not isinstance(made, Composable):
+            self._prepare_foreign(made, context, lifetime)
             return self._counted(self._owned(made, lifetime), lifetime, shard)
-        links = made._links()
-        if any(link._splits for link in links):
+        from squirrel_torch.iterstream.splits import splits_of
+
+        if splits_of(made):
             raise ShardingError(
                 f"{self._describe()} gives a chain that is split: split behind the source, where it can be checked"
             )
-        return open_links(links, context.below("made"), lifetime.child("the chain that the source makes"), shard)
+        lifetime.reads(self, None)
+        return self._through(made, context.below("made"), lifetime.child("the chain that the source makes"), shard)
+
+    def _through(self, made: Composable[T_co], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        with lifetime:
+            yield from open_links(made._links(), context, lifetime, shard)
 
     def _owned(self, iterable: Iterable[T_co], lifetime: Lifetime) -> Iterator[T_co]:
         iterator = iter(iterable)
@@ -146,12 +155,27 @@ class IterableSource(Source[T_co]):
             lifetime.opened(self, 0, iterator, owned=not isinstance(iterable, OneShot))
         return iterator
 
-    def _seed_foreign(self, source: object, context: Context) -> None:
-        """Give torch's own shuffles the same seed on all ranks and workers, and a new one in each epoch."""
+    def _prepare_foreign(self, source: object, context: Context, lifetime: Lifetime) -> None:
+        """Give the pipes behind a pipe of torch the epoch, and refuse what might be divided twice.
+
+        Torch's own shuffles get the same seed on all ranks and workers, and a new one in each epoch.
+        """
+        if isinstance(source, IterableDataset) and not is_datapipe(source) and lifetime.automatic:
+            raise ShardingError(
+                "the stream has no split, and can't be split automatically: its source is the dataset "
+                f"{type(source).__qualname__}, which may divide its items among ranks and workers itself. If it doesn't, add "
+                ".split_by_rank() and .split_by_worker() to the chain; if it does, end it with .to_torch_iterable(False, False)"
+            )
         if not is_datapipe(source):
             return
         for number, pipe in enumerate(pipes_behind(source)):
-            if not isinstance(pipe, Composable) and hasattr(pipe, "set_seed"):
+            if isinstance(pipe, Composable):
+                pipe.set_epoch(context.epoch)
+                continue
+            for held in vars(pipe).values():
+                if not is_datapipe(held):
+                    self._prepare_foreign(held, context, lifetime)
+            if hasattr(pipe, "set_seed"):
                 (draw,) = next(context.below("foreign", number).uniforms(DEFAULT_SEED))[:1]
                 pipe.set_seed(int(draw * 2**32))
 
@@ -305,10 +329,9 @@ class OpenBranches:
         self.streams = [self._open(index, 0) for index in range(len(self._branches))]
         return self
 
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is None or kind is GeneratorExit:  # after an error they are asked whose it was
-            for lifetime in self._lifetimes:
-                lifetime.close("closed")
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        for lifetime in self._lifetimes:
+            lifetime.__exit__(kind, error, traceback)
 
 
 class FilePathGenerator(Source[str]):

@@ -12,10 +12,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from squirrel_torch.checks import require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.base import ChainEnd, Composable
-from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
 from squirrel_torch.iterstream.epochs import EpochCounter
 from squirrel_torch.iterstream.run import Run
-from squirrel_torch.iterstream.source import Mix
+from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
 from squirrel_torch.sharding import CarriedShard, Shard, carry_rank, rank_shard, worker_shard
@@ -84,7 +83,7 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
         """Set the chain and return the dataset itself."""
         if not isinstance(source, Composable):
             raise TypeError(f"a TorchIterable needs a Composable as its source, got {source!r} ({type(source).__name__})")
-        _splits(source)
+        splits_of(source)
         self.source = source
         return self
 
@@ -103,7 +102,7 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
 
     def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
         """The places of the chain, with a split among them if there was none."""
-        done = _splits(source)
+        done = splits_of(source)
         own = Shard()
         for axis, shard, enforce in (
             (Split.RANK, rank, self.enforce_rank_check),
@@ -116,7 +115,6 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
             own = shard.within(own)
         links = source._links()
         if own.count > 1:
-            _refuse_foreign_dataset(links[0].source)
             place = _place_of_split(links)
             self._log_once(links, place, rank, worker)
             links.insert(place, Composable(stage=AutoSplit(own)))
@@ -177,52 +175,6 @@ def _missing(axis: Split, shard: Shard, done: Split) -> ShardingError:
         f"the stream is not split by {each}, and this is {who}: every {each} would get the same items.{other} "
         f"Add .{method} to the chain, behind the source and the shuffle"
     )
-
-
-def _splits(composable: Composable[Any]) -> Split:
-    """The axes along which a chain is divided, by itself or in all branches of its mix.
-
-    Raises:
-        ShardingError: If some branches are divided along an axis and others are not, or one axis is divided twice.
-    """
-    links = composable._links()
-    own = Split.NONE
-    for link in links:
-        own |= link._splits
-    branches = links[0].branches if isinstance(links[0], Mix) else _inside_foreign(links[0].source)
-    if not branches:
-        return own
-    splits = [_splits(branch) for branch in branches]
-    for axis, method in ((Split.RANK, "split_by_rank()"), (Split.WORKER, "split_by_worker()")):
-        split = [index for index, done in enumerate(splits) if done & axis]
-        if split and len(split) < len(branches) and not own & axis:
-            missing = [index for index in range(len(branches)) if index not in split]
-            raise ShardingError(
-                f"{links[0]._describe()}: branches {split} are split and branches {missing} are not; "
-                f"add .{method} to all branches or to none"
-            )
-        if split and own & axis:
-            raise ShardingError(
-                f"{links[0]._describe()}: branches {split} are split and so is the mix itself, so items would be lost; "
-                f"keep .{method} in all branches or behind the mix"
-            )
-    return own | splits[0]
-
-
-def _refuse_foreign_dataset(source: object) -> None:
-    if isinstance(source, IterableDataset) and not is_datapipe(source):
-        raise ShardingError(
-            "the stream has no split, and can't be split automatically: its source is the dataset "
-            f"{type(source).__qualname__}, which may divide its items among ranks and workers itself. If it doesn't, add "
-            ".split_by_rank() and .split_by_worker() to the chain; if it does, end it with .to_torch_iterable(False, False)"
-        )
-
-
-def _inside_foreign(source: object) -> list[Composable[Any]]:
-    """The chain of ours, if any, that a pipe of torch was put onto."""
-    if isinstance(source, Composable) or not is_datapipe(source):
-        return []
-    return [pipe for pipe in pipes_behind(source) if isinstance(pipe, Composable)][:1]
 
 
 def _moves_only(link: Composable[Any]) -> bool:

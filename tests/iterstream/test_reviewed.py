@@ -1,6 +1,7 @@
 """What strangers broke once: each of these lost items, hid an error or hung."""
 
 import copy
+import functools
 import multiprocessing
 import os
 import pickle
@@ -137,6 +138,159 @@ class TestItemsAreNotLost:
         stream = IterableSource(range(30)).compose(Reshuffled)
         assert stream.collect() != stream.collect()
         assert list(stream.run(epoch=1)) == list(stream.run(epoch=1))
+
+
+class Divided(tud.IterableDataset):
+    """A dataset that divides itself among workers, as those of Hugging Face do."""
+
+    def __iter__(self):
+        worker = tud.get_worker_info()
+        return iter(range(20) if worker is None else range(worker.id, 20, worker.num_workers))
+
+
+ROUND_ROBIN = MultiplexingStrategy.ROUND_ROBIN
+
+
+class TestNothingIsDividedTwice:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            lambda: Multiplexer([Divided()], ROUND_ROBIN),
+            lambda: IterableSource(IterableWrapper(Divided(), deepcopy=False)),
+            lambda: IterableSource(Divided),
+            lambda: IterableSource(IterableWrapper(IterableSource(range(20)).to_torch_iterable(), deepcopy=False)),
+            lambda: IterableSource(lambda: Multiplexer([IterableSource(range(20)).split_by_worker()], ROUND_ROBIN)),
+            lambda: IterableSource(lambda: IterableSource(Divided()).map(int)),
+        ],
+    )
+    def test_by_a_dataset_or_chain_somewhere_inside(self, source):
+        loader = tud.DataLoader(source().map(int).to_torch_iterable(), batch_size=None, num_workers=2)
+        assert isinstance(error_of(loader), ShardingError)
+
+    def test_by_a_pipe_that_a_function_makes(self):
+        stream = IterableSource(lambda: IterableWrapper(range(20)).shuffle())
+        assert sorted(tud.DataLoader(stream.to_torch_iterable(), batch_size=None, num_workers=2)) == list(range(20))
+
+    def test_by_one_of_several_chains_in_a_pipe(self):
+        split, whole = IterableSource(range(10)).split_by_worker(), IterableSource(range(10, 20))
+        for pipe in (split.concat(whole), whole.concat(split), split.concat(IterableWrapper(range(10, 20)))):
+            with pytest.raises(ShardingError, match="are split and branches"):
+                IterableSource(pipe).to_torch_iterable()
+
+    def test_by_a_subclass_of_a_split(self):
+        class Noted(SplitByWorker):
+            def __iter__(self):
+                yield from self.source
+
+        loader = tud.DataLoader(IterableSource(range(10)).compose(Noted).to_torch_iterable(), batch_size=None, num_workers=2)
+        assert sorted(loader) == list(range(10))
+
+    def test_a_chain_in_a_pipe_of_torch_is_in_the_epoch_of_the_run(self):
+        pipe = IterableSource(range(30)).shuffle(30).batch(3)
+        stream = IterableSource(pipe).map(list)
+        orders = [list(stream.run(epoch=epoch)) for epoch in (3, 4, 3)]
+        assert orders[0] == orders[2] != orders[1]
+        dataset = IterableSource(pipe).to_torch_iterable()
+        loader = tud.DataLoader(dataset, batch_size=None, num_workers=1)
+        assert len({str([list(map(int, batch)) for batch in loader]) for _ in range(3)}) == 3
+
+
+class TestNothingIsKept:
+    @pytest.mark.parametrize(
+        "stream",
+        [
+            lambda: IterableSource(range(20)).async_map(str, max_workers=1, buffer=2).take(1).loop(),
+            lambda: Multiplexer([IterableSource(range(9)).map(str)], ROUND_ROBIN).take(1).loop(),
+            lambda: IterableSource(lambda: IterableSource(range(2)).map(str)).loop(),
+            lambda: IterableSource(lambda: IterableSource(range(2)).map(str)).take(1).loop(),
+            lambda: IterableSource(range(3)).map(str).take(2).loop(2).loop(),
+        ],
+    )
+    def test_by_a_loop(self, stream):
+        before = threading.active_count()
+        run = iter(stream())
+        for _ in range(300):
+            next(run)
+        lifetime = run._lifetime
+        assert threading.active_count() <= before + 1
+        assert len(lifetime._opened) < 20
+        assert len(lifetime._children) < 20
+        run.close()
+
+
+class TestNotesAreTrue:
+    def note(self, stream, kind=ZeroDivisionError):
+        with pytest.raises(kind) as caught:
+            stream.collect()
+        return caught.value.__notes__[0].removeprefix("squirrel_torch: ")
+
+    def test_of_a_chain_that_a_function_makes(self):
+        note = self.note(IterableSource(lambda: IterableSource([1, 0])).map(lambda x: 1 // x))
+        assert note.startswith("in stage 1 of 1, Map(")
+        assert "item -1" not in note
+
+    def test_of_branches_of_one_kind(self):
+        nested = [Multiplexer([[1], [2]], ROUND_ROBIN), IterableSource([0]).map(lambda x: 1 // x)]
+        assert self.note(Multiplexer(nested, ROUND_ROBIN)).startswith("branch 1, in stage 1 of 1, Map(")
+
+        def bad():
+            yield 1
+            raise ValueError
+
+        twice = [IterableSource(bad).take(1).map(str), IterableSource(bad).map(int)]
+        assert self.note(Multiplexer(twice, ROUND_ROBIN), ValueError).startswith("branch 1, in the source")
+
+    def test_of_nested_functions(self):
+        class Lookup:
+            def __len__(self):
+                return 3
+
+            def __getitem__(self, index):
+                return index
+
+        stream = IterableSource(lambda: IterableSource(lambda: IterableSource(Lookup()).map(int))).map(lambda x: 1 // x)
+        assert self.note(stream).startswith("in stage 1 of 1, Map(")
+
+    def test_of_a_local_that_is_called_position(self):
+        def offsets():
+            for position in (4096, 8192, 0):
+                yield 1 // position
+
+        assert "reading item 2" in self.note(IterableSource(offsets))
+
+        def more():
+            for position in (400, 800, 0):  # noqa: UP028  # the name matters
+                yield position
+
+        assert "on item 2 of" in self.note(IterableSource(more).map(lambda x: 1 // x))
+
+
+def test_a_decorated_iter_is_a_run_too():
+    def decorated(function):
+        @functools.wraps(function)
+        def call(self):
+            return function(self)
+
+        return call
+
+    class Mine(Composable):
+        @decorated
+        def __iter__(self):
+            yield from self.source
+
+    stream = IterableSource(range(20)).shuffle(20).compose(Mine)
+    stream.set_epoch(5)
+    assert list(stream) == list(stream.run(epoch=5))
+
+
+def test_each_chain_on_the_source_of_a_run_is_shuffled_anew():
+    class Thrice(Composable):
+        def __iter__(self):
+            for _ in range(3):
+                yield tuple(self.source.shuffle(10))
+
+    orders = IterableSource(range(10)).compose(Thrice).collect()
+    assert len(set(orders)) == 3
 
 
 class TestOwnClasses:

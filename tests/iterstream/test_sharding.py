@@ -380,12 +380,26 @@ class TestEpochsInWorkers:
         assert passes[0] != passes[1]
         del loader
 
-    def test_a_worker_alone_says_what_is_wrong(self, monkeypatch):
+    def test_a_worker_may_be_the_only_one_that_iterates(self):
+        dataset = OnWorkerOne(IterableSource(range(4)).to_torch_iterable())
+        assert list(tud.DataLoader(dataset, batch_size=None, num_workers=2)) == [1, 3]
+
+    def test_workers_may_come_in_any_order(self):
+        one = IterableSource(range(100)).filter(lambda x: x % 2 == 0).to_torch_iterable()
+        other = IterableSource(range(100, 110)).shuffle(10).to_torch_iterable()
+        loader = tud.DataLoader(tud.ChainDataset([one, other]), batch_size=None, num_workers=2, timeout=60)
+        for _ in range(2):
+            assert sorted(loader) == [*range(0, 100, 2), *range(100, 110)]
+
+    def test_a_lock_that_was_left_is_named(self, monkeypatch, tmp_path):
         monkeypatch.setattr("squirrel_torch.iterstream.epochs._PATIENCE", 0.2)
-        loader = tud.DataLoader(OnWorkerOne(IterableSource(range(4)).to_torch_iterable()), batch_size=None, num_workers=2)
-        error = error_of(loader)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr("pathlib.Path.unlink", lambda path: None)
+        dataset = IterableSource(range(4)).to_torch_iterable()
+        monkeypatch.setattr(dataset._epochs, "_published", lambda token: None)
+        error = error_of(tud.DataLoader(dataset, batch_size=None, num_workers=2))
         assert isinstance(error, ShardingError)
-        assert "must be iterated by all workers" in str(error)
+        assert "Delete the file" in str(error)
 
     def test_the_log_line_comes_once_from_workers_too(self, tmp_path):
         handler = logging.FileHandler(tmp_path / "log")

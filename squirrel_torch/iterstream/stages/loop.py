@@ -39,5 +39,7 @@ class Loop(Stage[T, T]):
             for item in upstream:
                 empty = False
                 yield item
+            # A `take` may have left generators, threads too, that wait to be asked for more.
+            getattr(upstream, "release", lambda: None)()
             if empty:
                 return  # passes over nothing would go on for ever without giving anything
