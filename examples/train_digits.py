@@ -81,7 +81,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Data
             keys += batch["key"]
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's stubs
             optimizer.step()
     return keys
 

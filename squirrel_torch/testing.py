@@ -73,8 +73,8 @@ def _pipeline(stage: Stage[Any, Any], items: Iterable[Any] | Callable[[], Iterab
 def _check_description(stage: Stage[Any, Any]) -> None:
     parameters = getattr(type(stage), "__dataclass_params__", None)
     _require(parameters is not None, f"{type(stage).__name__} must be a dataclass: its fields are its arguments")
-    _require(parameters.frozen, f"{type(stage).__name__} must be frozen: a stage does not change")  # type: ignore[union-attr]
-    for field in dataclasses.fields(stage):  # type: ignore[arg-type]
+    _require(parameters.frozen, f"{type(stage).__name__} must be frozen: a stage does not change")  # type: ignore[union-attr]  # there, by the line above
+    for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # seen to be one
         _require(f"{field.name}=" in stage.describe(), f"{stage.describe()} must show its argument {field.name}")
 
 
@@ -149,7 +149,7 @@ def _failing_source(items: list[Any], asked: threading.Event) -> Callable[[], It
 def _check_callback_errors(stage: Stage[Any, Any], name: str, items: list[Any]) -> None:
     for position in range(len(items)):
         callback = _FailsAt(getattr(stage, name), position)
-        failing = dataclasses.replace(stage, **{name: callback})  # type: ignore[type-var]
+        failing = dataclasses.replace(stage, **{name: callback})  # type: ignore[type-var]  # seen to be one
         if _calls(failing, items, callback) <= position:
             return  # it is called less often than this, or not by the stage
         callback.calls = 0

@@ -29,4 +29,4 @@ def compute(item: Any) -> Any:
     """The value of one `dask.delayed` object; anything else is given back as it is."""
     from dask.base import compute as compute_all
 
-    return compute_all(item)[0]  # type: ignore[no-untyped-call]
+    return compute_all(item)[0]  # type: ignore[no-untyped-call]  # dask's

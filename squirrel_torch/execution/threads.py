@@ -42,4 +42,4 @@ def _drop_queued() -> None:
 # At exit Python waits for all that was submitted to any pool. A stream that is still alive then must not keep it: its
 # queued callbacks are dropped first. Exit functions of `threading` run latest first, so this has to be registered after
 # concurrent.futures (imported above) has registered its own. There is no public way: atexit runs too late.
-threading._register_atexit(_drop_queued)  # type: ignore[attr-defined]
+threading._register_atexit(_drop_queued)  # type: ignore[attr-defined]  # private

@@ -833,5 +833,5 @@ def _entry(own: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]
     def entry(self: Composable[Any]) -> Iterator[Any]:
         return own(self) if self._is_view else self._run_for(sys._getframe(1))
 
-    entry._starts_run = True  # type: ignore[attr-defined]
+    entry._starts_run = True  # type: ignore[attr-defined]  # a function's own attribute
     return entry

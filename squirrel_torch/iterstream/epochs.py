@@ -113,4 +113,4 @@ def _take(row: torch.Tensor, epoch: int) -> int:
 
 
 def _shared(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_shared() else tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return tensor if tensor.is_shared() else tensor.share_memory_()  # type: ignore[no-untyped-call]  # torch's

@@ -1,5 +1,6 @@
 """A rank's and a worker's share of the stream."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -21,9 +22,9 @@ class SplitStage(Stage[T, T]):
 
     moves_only: ClassVar[bool] = True
 
+    @abstractmethod
     def shard(self) -> Shard:
         """This process's share, read when the stream starts."""
-        raise NotImplementedError
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         return self.shard().of(items)
