@@ -20,6 +20,9 @@ __all__ = ["Link", "Run", "Upstream", "open_links"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+_END: Final = object()
+
 
 class Link(NamedLink, Protocol):
     """One place of a chain, as the run sees it: a composable."""
@@ -73,17 +76,15 @@ class Lifetime:
         self._children.append((label, child))
         return child
 
-    def mark(self) -> int:
-        """How many iterators are remembered."""
-        return len(self._opened)
+    def remembered(self) -> list[Opened]:
+        """The iterators that were opened and not released, in the order of their opening."""
+        return list(self._opened)
 
-    def release(self, since: list[Opened]) -> None:
+    def release(self, entries: Sequence[Opened]) -> None:
         """Close iterators that are not needed any more, and forget them."""
-        for entry in sorted(since, key=attrgetter("place"), reverse=True):
-            if entry.owned and isinstance(entry.iterator, GeneratorType):
-                entry.iterator.close()
-        gone = set(map(id, since))
-        self._opened = [entry for entry in self._opened if id(entry) not in gone]
+        self._opened = [entry for entry in self._opened if entry not in entries]
+        if errors := _close_generators(entries):
+            raise errors[0]
 
     def reads(self, source: Link, count: Callable[[], int] | None) -> None:
         """Remember how to ask, once, how many items of a source were read; None forgets it."""
@@ -115,13 +116,7 @@ class Lifetime:
         """
         if self._end is None:
             self._end = end
-        errors = []
-        for entry in sorted(self._opened, key=attrgetter("place"), reverse=True):
-            if entry.owned and isinstance(entry.iterator, GeneratorType):
-                try:
-                    entry.iterator.close()
-                except Exception as error:  # noqa: BLE001  # raised below
-                    errors.append(error)
+        errors = _close_generators(self._opened)
         for _, child in self._children:
             try:
                 child.close(end)
@@ -142,8 +137,16 @@ class Lifetime:
         raise ClosedRunError(f"this run {how} before its last item; start a new one with iter(pipeline)")
 
 
-_log = logging.getLogger(__name__)
-_END: Final = object()
+def _close_generators(entries: Sequence[Opened]) -> list[Exception]:
+    """Close those that belong to the run, the last stage's first; what they raised while they were closed."""
+    errors = []
+    for entry in sorted(entries, key=attrgetter("place"), reverse=True):
+        if entry.owned and isinstance(entry.iterator, GeneratorType):
+            try:
+                entry.iterator.close()
+            except Exception as error:  # noqa: BLE001  # the others have to be closed too
+                errors.append(error)
+    return errors
 
 
 class Run(chain[T]):
@@ -276,7 +279,7 @@ class Upstream(Iterable[T]):
         number = sum(link._draws or link._repeats for link in self._links)
         context = self._context.below("pass", number, self._passes) if self._passes else self._context
         self._passes += 1
-        mark = self._lifetime.mark()
+        before = len(self._lifetime.remembered())
         iterator = open_links(self._links, context, self._lifetime, shard.within(self._own))
-        self._pass = self._lifetime._opened[mark:]
+        self._pass = self._lifetime.remembered()[before:]
         return iterator
