@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.iterstream.source import Mix, OpenBranches, as_branches, check_probabilities, pick
+from squirrel_torch.iterstream.source import Mix, OpenBranches, as_branches, pick
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
@@ -97,7 +97,7 @@ class Multiplexer(Mix[T_co]):
         if mux_strategy is MultiplexingStrategy.SAMPLING:
             self.branches, self.sampling_probas = _likely(branches, sampling_probas, proba_threshold)
         else:
-            self.branches, self.sampling_probas = branches, check_probabilities("", None, len(branches))
+            self.branches, self.sampling_probas = branches, [1 / len(branches)] * len(branches)
         self._counts = _Counts()
 
     @property

@@ -46,17 +46,20 @@ def to_portable(state: dict[str, Any], *, inside: bool = False) -> dict[str, Any
     return portable
 
 
-def from_portable(state: dict[str, Any]) -> dict[str, Any]:
-    """What `to_portable` was given."""
-    return {key: _loaded(value) for key, value in state.items()}
+def from_portable(state: dict[str, Any], *, inside: bool = False) -> dict[str, Any]:
+    """What `to_portable` was given; `inside` as it was there."""
+    loaded = {key: _loaded(value) for key, value in state.items()}
+    if inside:
+        for key, value in state.items():
+            if type(value) is tuple:
+                loaded[key] = tuple(map(_loaded, value))
+            elif type(value) is dict:
+                loaded[key] = from_portable(value)
+    return loaded
 
 
 def _loaded(value: Any) -> Any:
-    if isinstance(value, _ByValue):
-        return value.load()
-    if type(value) is tuple:
-        return tuple(map(_loaded, value))
-    return from_portable(value) if type(value) is dict else value
+    return value.load() if isinstance(value, _ByValue) else value
 
 
 def _portable(value: Any) -> Any:

@@ -9,7 +9,7 @@ from itertools import chain, compress, count
 from math import inf, isclose
 from operator import length_hint
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch.utils.data import IterableDataset
 
@@ -38,7 +38,6 @@ _EMPTY: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items
 _COUNTABLE = tuple(type(iter(kind)) for kind in _EMPTY)
 
 
-@runtime_checkable
 class MapStyle(Protocol[T_co]):
     """A map-style dataset: `dataset[i]` for i from 0 to `len(dataset)` - 1."""
 

@@ -109,4 +109,4 @@ class Stage(ABC, Generic[T, U]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Frozen dataclasses refuse setattr; their __dict__ does not.
-        self.__dict__.update(from_portable(state))
+        self.__dict__.update(from_portable(state, inside=True))

@@ -17,7 +17,7 @@ from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
-from squirrel_torch.sharding import CarriedShard, Shard, carry_rank, rank_shard, worker_shard
+from squirrel_torch.sharding import WHOLE, CarriedShard, Shard, carry_rank, rank_shard, worker_shard
 
 __all__ = ["SplitByRank", "SplitByWorker", "TorchIterable"]
 
@@ -103,7 +103,7 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
     def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
         """The places of the chain, with a split among them if there was none."""
         done = splits_of(source)
-        own = Shard()
+        own = WHOLE
         for axis, shard, enforce in (
             (Split.RANK, rank, self.enforce_rank_check),
             (Split.WORKER, worker, self.enforce_worker_check),

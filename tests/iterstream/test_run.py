@@ -211,8 +211,6 @@ class TestLife:
 
 
 class TestEpochs:
-    pipeline = IterableSource(range(100)).shuffle(50, initial=50)
-
     def test_each_pass_is_a_new_epoch(self):
         pipeline = IterableSource(range(100)).shuffle(50)
         one, other = pipeline.collect(), pipeline.collect()
