@@ -8,6 +8,7 @@ IterableSource(store.keys()).shuffle(1000).split_by_rank().async_map(store.get).
 
 from squirrel_torch.errors import (
     ClosedRunError,
+    ExecutorLostError,
     ExhaustedSourceError,
     MissingDependencyError,
     PipelineError,
@@ -16,7 +17,10 @@ from squirrel_torch.errors import (
     SampleNotFoundError,
     ShardingError,
     SquirrelTorchError,
+    StageTimeout,
     StoreError,
+    TooManyFailuresError,
+    WorkerDiedError,
 )
 from squirrel_torch.iterstream import (
     Composable,
@@ -31,6 +35,7 @@ from squirrel_torch.iterstream import (
     SplitByRank,
     SplitByWorker,
     Stage,
+    StageReport,
     TorchIterable,
 )
 from squirrel_torch.metrics import MetricsConf
@@ -41,6 +46,7 @@ __all__ = [
     "ClosedRunError",
     "Composable",
     "Context",
+    "ExecutorLostError",
     "ExhaustedSourceError",
     "FilePathGenerator",
     "IterableSamplerSource",
@@ -62,9 +68,13 @@ __all__ = [
     "SplitByWorker",
     "SquirrelTorchError",
     "Stage",
+    "StageReport",
+    "StageTimeout",
     "Store",
     "StoreError",
+    "TooManyFailuresError",
     "TorchIterable",
+    "WorkerDiedError",
     "Written",
 ]
 

@@ -2,7 +2,14 @@
 
 from numbers import Integral, Real
 
-__all__ = ["require_at_least", "require_callable", "require_epoch", "require_int", "require_seconds"]
+__all__ = [
+    "require_at_least",
+    "require_callable",
+    "require_epoch",
+    "require_int",
+    "require_positive_seconds",
+    "require_seconds",
+]
 
 
 def require_int(name: str, value: object) -> None:
@@ -37,3 +44,10 @@ def require_seconds(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number of seconds, got {value!r} ({type(value).__name__})")
     if not float(value) >= 0:
         raise ValueError(f"{name} must be at least 0 seconds, got {value!r}")
+
+
+def require_positive_seconds(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a number, ValueError unless it is above 0."""
+    require_seconds(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}")

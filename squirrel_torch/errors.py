@@ -4,7 +4,11 @@
     |-- PipelineError              the chain is wrong, or was used in a way that it can't serve
     |   |-- ShardingError          a needed split is missing or done twice, or the rank can't be read
     |   |-- ExhaustedSourceError   a one-shot source was asked for a second pass
-    |   `-- ClosedRunError         a run was asked for more after it had been closed
+    |   |-- ClosedRunError         a run was asked for more after it had been closed
+    |   |-- StageTimeout           a callback has not returned within its time (also a TimeoutError)
+    |   |-- WorkerDiedError        a callback took two processes with it, or no process could be started
+    |   |-- ExecutorLostError      an executor or scheduler that was given is gone, or can't be used in this process
+    |   `-- TooManyFailuresError   more items failed than `max_failures` allows
     |-- StoreError                 a store can't do what it was asked
     |   |-- SampleNotFoundError    no sample under this key (also a KeyError)
     |   `-- SampleEncodingError    the sample holds something a store can't keep (also a TypeError)
@@ -16,6 +20,7 @@ callback is never wrapped: it keeps its type and traceback and gains one note.
 
 __all__ = [
     "ClosedRunError",
+    "ExecutorLostError",
     "ExhaustedSourceError",
     "MissingDependencyError",
     "PipelineError",
@@ -24,7 +29,10 @@ __all__ = [
     "SampleNotFoundError",
     "ShardingError",
     "SquirrelTorchError",
+    "StageTimeout",
     "StoreError",
+    "TooManyFailuresError",
+    "WorkerDiedError",
 ]
 
 
@@ -46,6 +54,34 @@ class ExhaustedSourceError(PipelineError):
 
 class ClosedRunError(PipelineError):
     """A run was asked for more items after it had been closed or interrupted."""
+
+
+class StageTimeout(PipelineError, TimeoutError):  # noqa: N818  # the name that the field has for it
+    """A callback has not returned within its time limit.
+
+    Args:
+        message: What hangs, on which item, and where it was.
+        stack: Where the thread or process was, as Python prints a stack; empty if it could not be asked.
+    """
+
+    def __init__(self, message: str, stack: str = "") -> None:
+        super().__init__(message, stack)
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WorkerDiedError(PipelineError):
+    """A callback took its process with it, and a second one; or no process could be started."""
+
+
+class ExecutorLostError(PipelineError):
+    """An executor or scheduler that was given is gone, or can't be used in the process where the stream runs."""
+
+
+class TooManyFailuresError(PipelineError):
+    """More items failed than `max_failures` allows; its cause is the last of them."""
 
 
 class StoreError(SquirrelTorchError):

@@ -28,7 +28,7 @@ _PATIENCE = 5.0
 def check_stage(stage: Stage[Any, Any], items: Sequence[Any], *, read: Callable[[Any], Any] = lambda item: item) -> None:
     """Try whether a stage keeps the promises that all stages make.
 
-    * It is a frozen dataclass and its description shows each argument.
+    * It is a frozen dataclass and its description shows each argument that has no default.
     * It can be pickled, lambdas included, and the copy does the same.
     * Two runs of one epoch agree, also when they take turns.
     * An empty stream is no error.
@@ -75,7 +75,8 @@ def _check_description(stage: Stage[Any, Any]) -> None:
     _require(parameters is not None, f"{type(stage).__name__} must be a dataclass: its fields are its arguments")
     _require(parameters.frozen, f"{type(stage).__name__} must be frozen: a stage does not change")  # type: ignore[union-attr]  # there, by the line above
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # seen to be one
-        _require(f"{field.name}=" in stage.describe(), f"{stage.describe()} must show its argument {field.name}")
+        silent = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        _require(silent or f"{field.name}=" in stage.describe(), f"{stage.describe()} must show its argument {field.name}")
 
 
 def _check_copy(stage: Stage[Any, Any], items: list[Any], read: Callable[[Any], Any], expected: list[Any]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from squirrel_torch.errors import MissingDependencyError
 
-__all__ = ["NumbaWork", "compiled", "require_numba"]
+__all__ = ["compiled", "require_numba"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -69,25 +68,3 @@ def _dispatcher(callback: Callable[..., Any]) -> Callable[..., Any]:
 def _warn(callback: Callable[..., Any], error: Exception) -> None:
     reason = " ".join(str(error).split())[:300]
     _log.warning("numba can't compile %r, it runs as plain Python: %s", callback, reason)
-
-
-class NumbaWork:
-    """The compiled callback in the caller's own thread: the speed is the compiler's."""
-
-    def __init__(self, callback: Callable[[Any], Any]) -> None:
-        self._callback = compiled(callback)
-
-    def submit(self, item: Any) -> Future[Any]:
-        """The result for `item`, worked out here and now."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(self._callback(item))
-        except Exception as error:  # noqa: BLE001  # raised again where the result is asked for
-            future.set_exception(error)
-        return future
-
-    def __enter__(self) -> NumbaWork:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing was opened here."""

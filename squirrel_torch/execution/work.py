@@ -1,43 +1,70 @@
-"""The protocol between `async_map` and the places where its callback runs."""
+"""The words between `async_map` and the places where its callback runs: chunks go there, outcomes come back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-__all__ = ["ExecutorLike", "Pending", "Submits", "Work"]
+from squirrel_torch.execution.call import Outcome
 
+if TYPE_CHECKING:
+    from distributed import Client  # in a text below
 
-class Pending(Protocol):
-    """A result that may not be there yet; `concurrent.futures.Future` is one, so is dask's."""
+if TYPE_CHECKING:
+    pass
 
-    def done(self) -> bool:
-        """Whether `result` would return at once."""
+__all__ = ["Chunk", "Deliver", "ExecutorLike", "Place"]
 
-    def result(self) -> Any:
-        """The result, waited for; an exception of the callback is raised here."""
-
-    def cancel(self) -> object:
-        """Never start it, if it has not been started."""
+ExecutorLike: TypeAlias = 'Literal["thread", "process", "numba"] | str | Executor | Client | None'
 
 
-class Work(Protocol):
-    """A callback in the place where it runs. Leaving its ``with`` gives back what was opened for it, and only that."""
+class Chunk:
+    """Neighbouring items on their way through a place.
 
-    def submit(self, item: Any) -> Pending:
-        """Have the callback work on `item`."""
+    Args:
+        start: Index of the first of them among all items of the stage.
+        items: The items.
+        limit: Seconds after which a callee should give the rest of them back.
+    """
 
-    def __enter__(self) -> Work: ...
+    __slots__ = ("done", "items", "limit", "outcome", "rest", "start")
 
-    def __exit__(self, *error: object) -> None: ...
+    def __init__(self, start: int, items: list[Any], limit: float) -> None:
+        self.start = start
+        self.items = items
+        self.limit = limit
+        self.outcome = Outcome()
+        self.rest: list[Chunk] = []
+        self.done = False
+
+    @property
+    def size(self) -> int:
+        """How many items it stands for, now that it is back: those that travel on are not among them."""
+        return self.outcome.count if self.rest else len(self.items)
 
 
-class Submits(Protocol):
-    """A live executor, as far as it is used here: `dask.distributed.Client` is one too."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Start `function` and return its future."""
+Deliver = Callable[[Chunk, Outcome], None]
 
 
-ExecutorLike = Literal["thread", "numba"] | Executor | Submits | None
+class Place(Protocol):
+    """Where a callback runs."""
+
+    workers: int
+    """About how many calls run at a time. May be changed if it is below `most_workers`."""
+
+    most_workers: int
+    """The bound of `workers`."""
+
+    @property
+    def depth(self) -> int:
+        """How many chunks it should have at a time, so that nobody waits for the next."""
+
+    overhead: float
+    """About how many seconds it costs to send a chunk there and back."""
+
+    def submit(self, chunk: Chunk) -> None:
+        """Have the callback work on the chunk; the outcome is delivered later, from any thread. Does not block."""
+
+    def close(self) -> None:
+        """Start nothing more, wait for the calls that run, give back what was opened. Can be called twice."""

@@ -3,6 +3,7 @@
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.foreign import register_all
 from squirrel_torch.iterstream.multiplexer import Multiplexer, MultiplexingStrategy
+from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.source import FilePathGenerator, IterableSamplerSource, IterableSource
 from squirrel_torch.iterstream.stage import Context, Split, Stage
@@ -21,6 +22,7 @@ __all__ = [
     "SplitByRank",
     "SplitByWorker",
     "Stage",
+    "StageReport",
     "TorchIterable",
 ]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from fractions import Fraction
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 from squirrel_torch.checks import require_at_least, require_callable, require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
 from squirrel_torch.iterstream.oneshot import OneShot
-from squirrel_torch.iterstream.portable import by_value, from_portable, importable, to_portable
 from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
 from squirrel_torch.iterstream.stage import Context, Split, Stage
 from squirrel_torch.iterstream.stages import (
@@ -39,6 +39,7 @@ from squirrel_torch.iterstream.stages import (
     ZipIndex,
 )
 from squirrel_torch.metrics import MetricsConf, MetricsType
+from squirrel_torch.portable import by_value, from_portable, importable, to_portable
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage import Store, Written, store_reader, store_writer
@@ -432,49 +433,137 @@ class Composable(DataPipe[T_co]):
 
     @overload
     def async_map(
-        self, callback: Callable[[T_co], U], buffer: int = 100, max_workers: int | None = None, executor: ExecutorLike = None
+        self,
+        callback: Callable[[T_co], Coroutine[Any, Any, U]],
+        buffer: int | Literal["auto"] = 100,
+        max_workers: int | Literal["auto"] | None = None,
+        executor: None = None,
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        backoff: float = 0.1,
+        on_error: Literal["raise", "skip"] | Callable[[Exception, T_co], object] = "raise",
+        max_failures: int | Fraction | None = None,
+    ) -> Composable[U]: ...
+
+    @overload
+    def async_map(
+        self,
+        callback: Callable[[T_co], U],
+        buffer: int | Literal["auto"] = 100,
+        max_workers: int | Literal["auto"] | None = None,
+        executor: ExecutorLike = None,
+        *,
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        backoff: float = 0.1,
+        on_error: Literal["raise", "skip"] | Callable[[Exception, T_co], object] = "raise",
+        max_failures: int | Fraction | None = None,
     ) -> Composable[U]: ...
 
     @overload
     def async_map(
         self,
         callback: Callable[Concatenate[T_co, ...], U],
-        buffer: int = 100,
-        max_workers: int | None = None,
+        buffer: int | Literal["auto"] = 100,
+        max_workers: int | Literal["auto"] | None = None,
         executor: ExecutorLike = None,
+        *,
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        backoff: float = 0.1,
+        on_error: Literal["raise", "skip"] | Callable[[Exception, T_co], object] = "raise",
+        max_failures: int | Fraction | None = None,
         **kw: Any,
     ) -> Composable[U]: ...
 
     def async_map(
         self,
-        callback: Callable[..., U],
-        buffer: int = 100,
-        max_workers: int | None = None,
+        callback: Callable[..., Any],
+        buffer: int | Literal["auto"] = 100,
+        max_workers: int | Literal["auto"] | None = None,
         executor: ExecutorLike = None,
+        *,
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+        backoff: float = 0.1,
+        on_error: Literal["raise", "skip"] | Callable[[Exception, Any], object] = "raise",
+        max_failures: int | Fraction | None = None,
         **kw: Any,
-    ) -> Composable[U]:
-        """Like `map`, many items at once. The order is kept.
+    ) -> Composable[Any]:
+        """Like `map`, many items at once, ahead of whoever reads the stream.
 
         Args:
-            callback: Called with each item, in another thread or process.
-            buffer: At most this many items are in flight.
-            max_workers: Threads of the pool that is opened where no executor is given; None is Python's default.
+            callback: Called with each item, in another thread or process; or a coroutine function, whose coroutines run on
+                one event loop. Lambdas and local functions may go to other processes too.
+            buffer: At most this many items are in flight: pulled from the stages before, and not consumed. "auto" finds
+                out, up to 1024.
+            max_workers: Threads, processes, or coroutines at a time. None: as many threads as Python's own pool has, as many
+                processes as there are CPUs, as many coroutines as are in flight. "auto" finds out, with at most 64 threads.
                 An executor that is given has its own number.
-            executor: Where the callback runs. None or "thread": a pool of threads, opened when a run starts and gone when
-                it ends; "numba": the callback compiled by numba, in the caller's thread. Or a live
-                `concurrent.futures.Executor` or `dask.distributed.Client`: it may be shared between stages and is not closed.
-                It works in the process that made it, not in the workers of a DataLoader.
+            executor: Where the callback runs. A name is opened when a run starts, in the process that runs it (a worker of a
+                DataLoader too), and closed with it: None or "thread", threads; "process", processes; "numba", the callback
+                compiled by numba, on one thread or `max_workers`; "tcp://host:8786", the cluster of a dask scheduler. Or a
+                live `concurrent.futures.Executor` or `dask.distributed.Client`: it may be shared between stages and is not
+                closed. In a worker of a DataLoader, threads, processes and a client of its own take the place of a live one.
+            ordered: False gives results as they come.
+            chunksize: How many items travel together. "auto" goes by their time: fast ones in chunks, slow ones alone.
+            timeout: Seconds for one attempt at an item. What hangs then is left behind (a thread), killed and replaced (a
+                process) or cancelled (a coroutine), and the item fails with StageTimeout.
+            retries: Attempts after the first, each after a random pause that may be twice as long as the one before.
+            retry_on: Exceptions that are worth another attempt.
+            backoff: Longest pause before the second attempt, in seconds; no pause is longer than 30.
+            on_error: "raise": an item that fails ends the stream. "skip": it is left out, counted in the `reports` of the
+                run, and the first of each kind is logged. A function of the error and the item is told, and the item is
+                left out.
+            max_failures: With more than so many failed items the stream ends after all: a number, or a `Fraction` of the
+                items so far.
             **kw: Passed to `callback` with each item. Arguments that have the name of one of the above go by
                 `functools.partial`.
 
-        Leaving a run early cancels what has not been started, and waits for the callbacks that are running.
+        Leaving a run early drops what has not been started, and waits for the callbacks that are running, but not for those
+        on an executor of yours. The stages before run in a thread of this stage. If a process dies, the chunk that it had is
+        worked on again: what a callback writes elsewhere it may then write twice.
+
+        Raises:
+            StageTimeout: While iterating, of an item that takes too long.
+            WorkerDiedError: While iterating, of an item that took two processes with it.
+            TooManyFailuresError: While iterating.
+            ExecutorLostError: While iterating, if a scheduler is gone, or a live executor can't be used in this process.
 
         Example:
             >>> from squirrel_torch import IterableSource
             >>> IterableSource([1, 2, 3]).async_map(lambda x: x ** 2).collect()
             [1, 4, 9]
         """
-        return self.then(AsyncMap(_with(callback, kw), buffer, max_workers, executor))
+        kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+        return self.then(
+            AsyncMap(
+                _with(callback, kw),
+                buffer,
+                max_workers,
+                executor,
+                ordered,
+                chunksize,
+                timeout,
+                retries,
+                kinds,
+                backoff,
+                on_error,
+                max_failures,
+            )
+        )
 
     def numba_map(self, callback: Callable[[T_co], U]) -> Composable[U]:
         """Like `map`, the callback compiled by numba (extra `numba`) at its first call.

@@ -11,7 +11,7 @@ from dis import opmap
 from types import FrameType, GeneratorType, TracebackType
 from typing import Any, Protocol
 
-from squirrel_torch.iterstream.describe import describe_item
+from squirrel_torch.describe import describe_item
 
 __all__ = ["NOTE_PREFIX", "NamedLink", "Opened", "add_note"]
 
@@ -129,12 +129,18 @@ def _find(traceback: TracebackType | None, opened: Sequence[Opened]) -> tuple[Op
         traceback = traceback.tb_next
     if found is None or innermost is None or last is None:
         return None
-    if found.place > 0 and innermost.tb_frame.f_code.co_code[innermost.tb_lasti] == _FOR_ITER:
+    if found.place > 0 and _asks(innermost):
         # The stage was asking for an item. If no Python code below it ran, what raised is an iterator written in C.
         below = [entry for entry in opened if entry.place == found.place - 1]
         if innermost is last and below:
             return below[-1], None
     return found, innermost.tb_frame
+
+
+def _asks(traceback: TracebackType) -> bool:
+    """Whether an error came from the iterator that the frame reads, of which `asking` is another sign."""
+    frame = traceback.tb_frame
+    return frame.f_code.co_code[traceback.tb_lasti] == _FOR_ITER or frame.f_locals.get("asking") is True
 
 
 def _which_item(

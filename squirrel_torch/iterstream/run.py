@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.iterstream.blame import NamedLink, Opened, add_note
+from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Path
 from squirrel_torch.sharding import WHOLE, Shard
@@ -49,6 +50,7 @@ class Lifetime:
         self._error: BaseException | None = None
         self._traceback: TracebackType | None = None
         self._end: str | None = None
+        self.reports: dict[int, StageReport] = {}
         self.automatic = False
         """Whether the stream is split, among several processes, by a split that nobody wrote."""
 
@@ -141,7 +143,8 @@ def _close_generators(entries: Sequence[Opened]) -> list[Exception]:
     """Close those that belong to the run, the last stage's first; what they raised while they were closed."""
     errors = []
     for entry in sorted(entries, key=attrgetter("place"), reverse=True):
-        if entry.owned and isinstance(entry.iterator, GeneratorType):
+        # One that runs does so in a thread that a stage has left behind, which was told to end: it closes with that.
+        if entry.owned and isinstance(entry.iterator, GeneratorType) and not entry.iterator.gi_running:
             try:
                 entry.iterator.close()
             except Exception as error:  # noqa: BLE001  # the others have to be closed too
@@ -178,6 +181,11 @@ class Run(chain[T]):
         run._items = items
         return run
 
+    @property
+    def reports(self) -> list[StageReport]:
+        """What the stages saw that keep count, so far: those that were started, in the order of the chain."""
+        return list(reversed(self._lifetime.reports.values()))
+
     def close(self) -> None:
         """End the run now. What it opened is closed; asking for more raises ClosedRunError.
 
@@ -204,7 +212,7 @@ def _guarded(
     lifetime: Lifetime, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path
 ) -> Generator[Any, None, None]:
     try:
-        yield from open_links(links, Context(claim_epoch(), path), lifetime)
+        yield from open_links(links, Context(claim_epoch(), path, lifetime.reports), lifetime)
         lifetime.close("exhausted")
     except GeneratorExit:
         lifetime.close("closed")

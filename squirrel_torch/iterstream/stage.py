@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Flag, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from squirrel_torch.iterstream.describe import describe_call
-from squirrel_torch.iterstream.portable import by_value, from_portable, importable, to_portable
+from squirrel_torch.describe import describe_call
+from squirrel_torch.portable import by_value, from_portable, importable, to_portable
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.seeding import Path, Seed, uniform_blocks
 
 __all__ = ["Context", "Split", "Stage"]
@@ -37,10 +38,15 @@ class Context:
 
     epoch: int = 0
     path: Path = ()
+    reports: dict[int, StageReport] = field(default_factory=dict, repr=False, compare=False)
 
     def below(self, *step: int | str) -> Context:
         """The context of a part of this stage."""
-        return Context(self.epoch, self.path + step)
+        return Context(self.epoch, self.path + step, self.reports)
+
+    def report(self, stage: Stage[Any, Any]) -> StageReport:
+        """Where `stage` may say what it sees: one for the whole run, also if a loop starts the stage again."""
+        return self.reports.setdefault(id(stage), StageReport(stage.describe(), about=stage))
 
     def uniforms(self, seed: Seed) -> Iterator[npt.NDArray[np.float64]]:
         """Blocks of numbers in [0, 1) that belong to this stage in this epoch, without end."""
@@ -96,7 +102,7 @@ class Stage(ABC, Generic[T, U]):
     def describe(self) -> str:
         """The stage as one would write it, callables by their name."""
         arguments: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
-        return describe_call(type(self).__name__, {field.name: getattr(self, field.name) for field in arguments})
+        return describe_call(type(self).__name__, {one.name: getattr(self, one.name) for one in arguments if _says(self, one)})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if importable(type(self)):
@@ -110,3 +116,11 @@ class Stage(ABC, Generic[T, U]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Frozen dataclasses refuse setattr; their __dict__ does not.
         self.__dict__.update(from_portable(state, inside=True))
+
+
+def _says(stage: Stage[Any, Any], argument: Field[Any]) -> bool:
+    """Whether an argument is worth a word: not if it is what it is anyway."""
+    value = getattr(stage, argument.name)
+    factory: Any = argument.default_factory
+    default = factory() if callable(factory) else argument.default  # MISSING is a copy where the class was pickled by value
+    return argument.repr and not (type(value) is type(default) and value == default)

@@ -267,17 +267,19 @@ class TestAsyncMap:
 
         assert IterableSource(range(5)).async_map(callback, buffer=5, max_workers=5).collect() == list(range(5))
 
-    def test_the_first_item_does_not_wait_for_a_full_buffer(self):
-        pulled = []
+    @pytest.mark.parametrize("size", ["auto", 1, 7, 50])
+    def test_items_do_not_wait_for_a_full_buffer_or_chunk(self, size):
+        go_on = threading.Event()
 
         def source():
-            for item in range(100):
-                pulled.append(item)
-                yield item
+            yield from range(20)
+            assert go_on.wait(20)
+            yield from range(20, 40)
 
-        run = iter(IterableSource(source).async_map(str, buffer=50, executor="numba"))
-        next(run)
-        assert len(pulled) == 2
+        run = iter(IterableSource(source).async_map(str, buffer=100, chunksize=size))
+        assert [next(run) for _ in range(20)] == [str(x) for x in range(20)]
+        go_on.set()
+        assert list(run) == [str(x) for x in range(20, 40)]
 
     def test_threads_work_at_the_same_time(self):
         together = threading.Barrier(20, timeout=20)
@@ -317,7 +319,7 @@ class TestAsyncMap:
         [
             ({"buffer": 0}, ValueError, "buffer must be at least 1, got 0"),
             ({"max_workers": 0}, ValueError, "max_workers must be at least 1"),
-            ({"executor": "threads"}, ValueError, 'must be "thread" or "numba"'),
+            ({"executor": "threads"}, ValueError, 'must be "thread", "process", "numba" or the address'),
             ({"executor": 3}, TypeError, "executor must be None"),
         ],
     )

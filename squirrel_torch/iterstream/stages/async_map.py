@@ -2,58 +2,177 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
-from typing import Any, ClassVar, Final, TypeVar
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, TypeVar
 
-from squirrel_torch.checks import require_at_least, require_callable
-from squirrel_torch.execution import ExecutorLike, Pending, check_executor, open_work
-from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.checks import require_at_least, require_callable, require_positive_seconds, require_seconds
+from squirrel_torch.describe import describe_item
+from squirrel_torch.errors import TooManyFailuresError
+from squirrel_torch.execution import (
+    Call,
+    Chunk,
+    ExecutorLike,
+    Flow,
+    Policy,
+    Tuner,
+    check_executor,
+    choose_place,
+    portable_executor,
+)
+from squirrel_torch.iterstream.report import StageReport
+from squirrel_torch.iterstream.stage import Context, Stage
 
 __all__ = ["AsyncMap"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_END: Final = object()
+_log = logging.getLogger(__name__)
+
+_DEALT_WITH = RuntimeError("this failure has been dealt with")
 
 
 @dataclass(frozen=True)
 class AsyncMap(Stage[T, U]):
-    """`callback` of each item, many at once. Order: kept. Holds: `buffer` items. State: none."""
+    """`callback` of each item, many at once. Order: kept, or not. Holds: `buffer` items. State: none."""
 
     callback: Callable[[T], U]
-    buffer: int = 100
-    max_workers: int | None = None
+    buffer: int | Literal["auto"] = 100
+    max_workers: int | Literal["auto"] | None = None
     executor: ExecutorLike = None
+    ordered: bool = True
+    chunksize: int | Literal["auto"] = "auto"
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[Exception], ...] = (Exception,)
+    backoff: float = 0.1
+    on_error: Literal["raise", "skip"] | Callable[[Exception, T], object] = "raise"
+    max_failures: int | Fraction | None = None
     holds: ClassVar[bool] = True
+    _home: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
-        require_at_least("buffer", self.buffer, 1)
-        if self.max_workers is not None:
-            require_at_least("max_workers", self.max_workers, 1)
-        check_executor(self.executor)
+        for name, value in (("buffer", self.buffer), ("max_workers", self.max_workers), ("chunksize", self.chunksize)):
+            if value != "auto" and not (value is None and name == "max_workers"):
+                require_at_least(name, value, 1)
+        check_executor(self.executor, self.callback, self.max_workers)
+        if self.timeout is not None:
+            require_positive_seconds("timeout", self.timeout)
+        require_at_least("retries", self.retries, 0)
+        require_seconds("backoff", self.backoff)
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in self.retry_on):
+            raise TypeError(f"retry_on must be an exception class or several, got {self.retry_on!r}")
+        if self.on_error not in ("raise", "skip") and not callable(self.on_error):
+            raise ValueError(f'on_error must be "raise", "skip" or a function of the error and the item, got {self.on_error!r}')
+        self._check_max_failures()
+
+    def _check_max_failures(self) -> None:
+        most = self.max_failures
+        if most is None:
+            return
+        if self.on_error == "raise":
+            raise ValueError('max_failures needs on_error="skip" or a function: with "raise" the first failure ends the stream')
+        if isinstance(most, Fraction):
+            if not 0 < most < 1:
+                raise ValueError(f"max_failures must be between 0 and 1 where it is a Fraction of the items, got {most!r}")
+        elif isinstance(most, float):
+            raise TypeError(f"max_failures must be a count or a fractions.Fraction of the items, got {most!r} (float)")
+        else:
+            require_at_least("max_failures", most, 0)
 
     def apply(self, items: Iterator[T]) -> Iterator[U]:
-        pending: deque[Pending] = deque()  # oldest first: pending[0] leaves next
-        with open_work(self.executor, self.max_workers, self.callback) as work:
-            try:
-                for position in count():  # noqa: B007  # read by messages
-                    # At least two in for one out, so that the buffer fills up though the first item does not wait for it.
-                    wanted = 2
-                    while len(pending) < self.buffer and (wanted > 0 or not pending[0].done()):
-                        pulled: Any = next(items, _END)
-                        if pulled is _END:
-                            break
-                        pending.append(work.submit(pulled))
-                        wanted -= 1
-                    pulled = None  # a stream that waits must not keep it alive
-                    if not pending:
-                        return
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+        return self._results(items, StageReport(self.describe()))
+
+    def start(self, upstream: Iterable[T], context: Context) -> Iterator[U]:
+        report = context.report(self)
+        return self._results(iter(upstream), report)
+
+    def _results(self, items: Iterator[T], report: StageReport) -> Iterator[U]:
+        position, asking = 0, False  # read by messages: results given so far; whether the stages before were asked
+        policy = Policy(self.timeout, self.retries, self.retry_on, self.backoff, stops=self.on_error == "raise")
+        place = choose_place(self.executor, Call(self.callback, policy), self.max_workers, self._home)
+        chunksize = None if self.chunksize == "auto" else self.chunksize
+        tuner = Tuner.of(self.max_workers, self.buffer, report.chosen)
+        with Flow(
+            items, place, buffer=self.buffer, ordered=self.ordered, chunksize=chunksize, stops=policy.stops, tuner=tuner
+        ) as flow:
+            del items
+            for chunk in iter(flow.take, None):
+                values, failures = chunk.outcome.values, chunk.outcome.failures
+                report.items += chunk.outcome.count
+                if len(values) == 1 == chunk.size:  # nothing is kept of what may be large
+                    yield values.pop()
+                    position += 1
+                for value in self._surviving(chunk, report) if failures else values:
+                    yield value
+                    position += 1
+                value = None
+                if chunk.outcome.fatal is not None:
+                    _lost(chunk)
+                del chunk, values, failures
+            if flow.error is not None:
+                asking = True  # noqa: F841  # as said above
+                raise flow.error
+
+    def _surviving(self, chunk: Chunk, report: StageReport) -> Iterator[U]:
+        """The results of a chunk, up to a failure that ends the stream; others are counted on the way."""
+        begin = 0
+        for number, (offset, _) in enumerate(chunk.outcome.failures):
+            yield from chunk.outcome.values[begin : offset - number]
+            begin = offset - number
+            self._failed(chunk, number, report)
+        yield from chunk.outcome.values[begin:]
+
+    def _failed(self, chunk: Chunk, number: int, report: StageReport) -> None:
+        """Raise a failure, or count it, as `on_error` says."""
+        offset, error = chunk.outcome.failures[number]
+        chunk.outcome.failures[number] = (offset, _DEALT_WITH)  # the traceback of an error knows the chunk
+        item, position = chunk.items[offset], chunk.start + offset  # noqa: F841  # read by messages
+        try:
+            if self.on_error == "raise" or not isinstance(error, Exception):
+                raise error
+            report.skipped += 1
+            kind = type(error).__name__
+            report.kinds[kind] = report.kinds.get(kind, 0) + 1
+            if callable(self.on_error):
+                self.on_error(error, item)
+            elif report.kinds[kind] == 1:
+                what = f"{kind}: {error}"
+                _log.warning("%s skips %s: %s; more of this kind are only counted", report.stage, describe_item(item), what)
+            if self._are_too_many(report):
+                raise TooManyFailuresError(
+                    f"{report.skipped} of {report.items} items failed ({report.what_failed()}), "
+                    f"max_failures={self.max_failures!r} allows fewer"
+                ) from error
+        finally:
+            del error
+
+    def _are_too_many(self, report: StageReport) -> bool:
+        if self.max_failures is None:
+            return False
+        if isinstance(self.max_failures, Fraction):
+            # Of as many items as one failure is allowed for, at least: the first failure alone is never too many.
+            return report.skipped > self.max_failures * max(report.items, math.ceil(1 / self.max_failures))
+        return report.skipped > self.max_failures
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["executor"] = portable_executor(self.executor)
+        return state
+
+
+def _lost(chunk: Chunk) -> None:
+    """Raise what ended the place: it is not about one item."""
+    error, chunk.outcome.fatal = chunk.outcome.fatal, None
+    position = chunk.start  # noqa: F841  # read by messages
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error

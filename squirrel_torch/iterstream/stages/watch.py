@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from squirrel_torch.checks import require_callable
+from squirrel_torch.execution import in_reader
 from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.metrics import Meter, MetricsConf
 
@@ -56,12 +57,12 @@ class Monitored(Stage[T, T]):
         return self._measured(items)
 
     def _measured(self, items: Iterator[T]) -> Iterator[T]:
-        meter, callback, kwargs = self._meter(), self.callback, self.kwargs
+        meter = self._meter()
         add = meter.add
         try:
             for item in items:
                 if add(item):
-                    callback(meter.report(), **kwargs)
+                    self._report(meter)
                 yield item
         except GeneratorExit:
             self._last_report(meter)
@@ -71,7 +72,11 @@ class Monitored(Stage[T, T]):
     def _last_report(self, meter: Meter) -> None:
         # However short the stream, it reports once. While the interpreter goes down the callback's world may be gone.
         if meter.pending and not sys.is_finalizing():
-            self.callback(meter.report(), **self.kwargs)
+            self._report(meter)
+
+    def _report(self, meter: Meter) -> None:
+        report = meter.report()
+        in_reader(lambda: self.callback(report, **self.kwargs))
 
 
 def _accepted_prefix(callback: Callable[..., Any], prefix: str) -> str:

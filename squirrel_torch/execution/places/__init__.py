@@ -1,0 +1,3 @@
+"""The places where callbacks run, a file for each kind."""
+
+__all__: list[str] = []

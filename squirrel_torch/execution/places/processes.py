@@ -1,0 +1,318 @@
+"""Callbacks in processes that belong to the stage: each has a thread here that talks to it, watches it and replaces it."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
+from time import monotonic, monotonic_ns, sleep
+from typing import Any
+from weakref import WeakSet
+
+import torch
+
+from squirrel_torch.describe import describe_callable, describe_item
+from squirrel_torch.errors import WorkerDiedError
+from squirrel_torch.execution.call import Call, LocalGate, Outcome
+from squirrel_torch.execution.channel import Channel
+from squirrel_torch.execution.child import DUMP_SIGNAL, NO_ITEM, Control, serve
+from squirrel_torch.execution.places.crew import Crew
+from squirrel_torch.execution.watch import Lost, attend
+from squirrel_torch.execution.work import Deliver
+
+__all__ = ["processes"]
+
+_numbers = count()
+
+_LOOK = 1.0
+"""Seconds after which a silent process is looked at: a pipe tells of a death only if nobody else holds its other end."""
+
+_PATIENCE = 0.5
+"""Seconds that a process gets to end when it has nothing to do any more."""
+
+_IDLE_DEATHS = 3
+_NOT_READY = (
+    "a process for async_map ended before it was ready ({}): see what it wrote to stderr (start method {!r}; with "
+    'any but "fork" a script needs `if __name__ == "__main__":` around its own code)'
+)
+
+_starting = threading.Lock()
+_ours: WeakSet[_Ends] = WeakSet()
+
+
+class _Ends:
+    """The descriptors of this side, which children that are forked meanwhile must not keep open."""
+
+    def __init__(self, *connections: Connection) -> None:
+        self._connections = connections
+        _ours.add(self)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+
+def _forget() -> None:
+    for ends in list(_ours):
+        ends.close()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def processes(
+    call: Call,
+    workers: int,
+    most_workers: int,
+    gate: LocalGate,
+    deliver: Deliver,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Crew:
+    """The callback in processes, one for each thread of a crew; each calls `initializer` first, if there is one."""
+    recipe = _Recipe(call, initializer, initargs)
+    return Crew(lambda: _ProcessRunner(recipe, gate), workers, most_workers, 200e-6, gate, deliver)
+
+
+class _Recipe:
+    """What a new process needs to know; pickled once for all of them."""
+
+    def __init__(self, call: Call, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+        self.call = call
+        self.context = multiprocessing.get_context()
+        self._start = (call, initializer, initargs)
+        self._bytes: bytes | None = None
+        self._lock = threading.Lock()
+        # Children that are forked would draw the same random numbers, each of them.
+        self.seed = torch.initial_seed() & 0xFFFF_FFFF_FFFF
+
+    def load(self) -> Any:
+        """What a child is handed: the objects where it is a copy of this process, else their bytes."""
+        if self.context.get_start_method() == "fork":
+            return self._start
+        with self._lock:
+            if self._bytes is None:
+                try:
+                    self._bytes = pickle.dumps(self._start)
+                except Exception:  # noqa: BLE001  # cloudpickle says why if it can't either
+                    import cloudpickle
+
+                    self._bytes = cloudpickle.dumps(self._start)
+            return self._bytes
+
+
+class _ProcessRunner:
+    """One process after the other: when one is lost, what comes next gets a new one."""
+
+    def __init__(self, recipe: _Recipe, gate: LocalGate) -> None:
+        self._recipe = recipe
+        self._gate = gate
+        self._vessel = _ProcessVessel(recipe, gate)
+
+    def run(self, items: list[Any], limit: float) -> Outcome:
+        began = monotonic()
+        outcome = attend(self._vessel, items, self._recipe.call.policy, self._gate, limit)
+        outcome.seconds = monotonic() - began  # with the way there and back: large results should travel in small chunks
+        return outcome
+
+    def stop(self) -> None:
+        self._vessel.stop()
+
+    def close(self) -> None:
+        self._vessel.close()
+
+
+class _ProcessVessel:
+    """A process that is killed when it hangs, and started again."""
+
+    def __init__(self, recipe: _Recipe, gate: LocalGate) -> None:
+        self._recipe = recipe
+        self._gate = gate
+        self._child: _Child | None = None
+
+    def run(self, items: Sequence[Any], used: int, limit: float) -> Outcome:
+        """Work on `items`. Raises Lost when one takes longer than the time limit, or the process dies."""
+        for _ in range(_IDLE_DEATHS):
+            child = self._child = self._child or _Child(self._recipe, self._gate)
+            try:
+                child.channel.send((items, used, limit))
+                break
+            except OSError:  # it died while it had nothing to do
+                self.drop()
+            except Exception as error:  # noqa: BLE001  # raised where the stream is consumed
+                return self._unsendable(items, used, limit, error)
+        else:
+            raise WorkerDiedError(
+                f"{_IDLE_DEATHS} processes died before they were given an item: see what they wrote to stderr"
+            )
+        try:
+            outcome: Outcome = child.reply(self._recipe.call.policy.timeout)
+        except TimeoutError:
+            offset = max(child.control.mark[0], 0)
+            stack = child.stack()
+            self.drop()
+            raise Lost(offset, self._recipe.call.too_long(items[offset], "its process", stack)) from None
+        except EOFError:
+            offset = max(child.control.mark[0], 0)
+            how = self.drop()
+            what = describe_callable(self._recipe.call.callback)
+            died = WorkerDiedError(f"{what} took two processes with it ({how}) on the item {describe_item(items[offset])}")
+            raise Lost(offset, died, killed=True) from None
+        if isinstance(outcome.fatal, BaseException) and len(items) > 1 and not outcome.count:
+            # An item could not be read over there: which one, shows when they go one by one.
+            return self.run(items[:1], used, limit)
+        if outcome.fatal is not None and not outcome.count:
+            return Outcome(failures=[(0, outcome.fatal)])
+        return outcome
+
+    def _unsendable(self, items: Sequence[Any], used: int, limit: float, error: Exception) -> Outcome:
+        """The outcome of items of which one can't be pickled."""
+        if len(items) > 1:
+            return self.run(items[:1], used, limit)  # the others will come back, one by one
+        outcome = Outcome()
+        outcome.fail(error)
+        return outcome
+
+    def drop(self) -> str:
+        """Kill the process, if it still lives; how it ended."""
+        child, self._child = self._child, None
+        return "" if child is None else child.kill()
+
+    def stop(self) -> None:
+        """Start no further item."""
+        child = self._child
+        if child is not None:
+            with suppress(ValueError):  # closed meanwhile
+                child.control.close_gate()
+
+    def close(self) -> None:
+        """End the process, which has nothing to do any more."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class _Child:
+    """A process, started; the way to talk to it, and to see what it does.
+
+    Raises:
+        WorkerDiedError: If it dies before it is ready.
+        Exception: Whatever loading the callback, or the initializer, raises there.
+    """
+
+    def __init__(self, recipe: _Recipe, gate: LocalGate) -> None:
+        context = recipe.context
+        number = next(_numbers)
+        with _starting:
+            here, there = context.Pipe()
+            ends = _Ends(here)
+            self.process = context.Process(
+                target=serve,
+                args=(there, os.getpid(), recipe.load(), recipe.seed + number),
+                name=f"squirrel_torch_process_{number}",
+                daemon=True,
+            )
+            _start(self.process)
+            there.close()
+        self._ends = ends
+        self.control = Control()
+        self.channel = Channel(here, self.process.pid or 0)
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(here.fileno(), select.POLLIN)
+        self._connection = here
+        try:
+            send_handle(here, self.control.shared.handle, self.process.pid)
+            said = self.reply(None, gate)
+        except (EOFError, OSError):
+            raise WorkerDiedError(_NOT_READY.format(self.kill(), context.get_start_method())) from None
+        if said is not None:
+            self.kill()
+            raise said
+
+    def reply(self, timeout: float | None, gate: LocalGate | None = None) -> Any:
+        """What it says next.
+
+        Raises:
+            TimeoutError: If it has been at one item for more than `timeout` seconds.
+            EOFError: If it has died, or `gate` is closed.
+        """
+        while True:
+            offset, since = self.control.mark
+            spent = 0.0 if offset == NO_ITEM else (monotonic_ns() - since) / 1e9
+            if timeout is not None and spent >= timeout:
+                raise TimeoutError
+            look = _LOOK if gate is None else _LOOK / 20
+            if self._ready(look if timeout is None else min(look, timeout - spent)):
+                try:
+                    return self.channel.receive()
+                except OSError as error:
+                    raise EOFError from error
+            if (not self.process.is_alive() and not self._ready(0)) or (gate is not None and gate.closed):
+                raise EOFError
+
+    def _ready(self, seconds: float) -> bool:
+        if self._poll is None:
+            return bool(wait([self._connection], seconds))
+        return bool(self._poll.poll(math.ceil(seconds * 1000)))
+
+    def stack(self) -> str:
+        """Where its threads are; empty if it does not say."""
+        if DUMP_SIGNAL is None or self.process.pid is None:
+            return ""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, DUMP_SIGNAL)
+        end = monotonic() + _PATIENCE
+        stack = self.control.stack()
+        while not stack and monotonic() < end:
+            sleep(0.01)
+            stack = self.control.stack()
+        sleep(0.01)  # the rest of it
+        return self.control.stack()
+
+    def kill(self) -> str:
+        """End it at once; how it ended."""
+        with suppress(ValueError, AttributeError):
+            self.process.kill()
+        self.process.join()
+        code = self.process.exitcode
+        self.channel.close()
+        self.control.close()
+        if code is not None and code < 0:
+            with suppress(ValueError):
+                return f"signal {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def end(self) -> None:
+        """Let it end."""
+        with suppress(OSError):
+            self.channel.send(None)
+        self.process.join(_PATIENCE)
+        self.kill()
+
+
+def _start(process: Any) -> None:
+    """Start a process also where multiprocessing would not let one: in a worker of a DataLoader, which is a daemon itself.
+
+    It forbids that because such children may outlive their parent; ours see to it that they don't.
+    """
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private
+    daemon = config.get("daemon")
+    config["daemon"] = False
+    try:
+        with warnings.catch_warnings():
+            # From 3.12 on Python warns of every fork in a process with threads. The child touches none of their locks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+    finally:
+        config["daemon"] = daemon
