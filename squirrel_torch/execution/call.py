@@ -189,10 +189,10 @@ class Call:
         """Put the outcome of `items` onto `outcome`; where a failure ends the stream, up to that."""
         while items:
             start = outcome.count
-            results = map(self.callback, items) if progress is None else self._marked(items, start, progress.mark)
+            results = map(self.callback, items) if progress is None else self._marked(items, start, progress.mark, gate)
             error = _extended(outcome.values, results)
             done = outcome.count - start
-            if error is None and done == len(items):
+            if error is None and (done == len(items) or gate.closed):
                 return
             if error is None:
                 error = RuntimeError("the callback raised StopIteration")  # which ends a map quietly
@@ -202,11 +202,13 @@ class Call:
                 return
             items, used = items[done + 1 :], 0
 
-    def _marked(self, items: Sequence[Any], offset: int, mark: Mark) -> Iterator[Any]:
+    def _marked(self, items: Sequence[Any], offset: int, mark: Mark, gate: Gate) -> Iterator[Any]:
         """The results, each item marked before it is worked on."""
         callback, timed = self.callback, self.policy.timeout is not None
         for number, item in enumerate(items, offset):
             if timed:
+                if gate.closed:  # this thread was left behind
+                    return
                 mark[1] = monotonic_ns()  # first: an old item with a new time is no harm
             mark[0] = number
             yield callback(item)

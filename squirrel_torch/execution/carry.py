@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from squirrel_torch.errors import PipelineError
@@ -26,18 +27,20 @@ class Carried:
         self._error = error
 
     def __reduce__(self) -> Any:
+        kind = type(self._error)
         text = "".join(traceback.format_exception(self._error))
-        said = f"{type(self._error).__name__}: {self._error}"
-        return _unpacked, (_bytes_of(self._error), said, text)
+        named = (kind.__module__, kind.__qualname__, id(kind))
+        return _unpacked, (_bytes_of(self._error), named, f"{kind.__name__}: {self._error}", text)
 
 
 def _bytes_of(error: BaseException) -> bytes | None:
     """`error` as bytes that are known to give an exception again; None if there are none."""
     import cloudpickle
 
-    for dumps in (pickle.dumps, cloudpickle.dumps):
+    parts = _Parts(error)
+    for dumps, thing in ((pickle.dumps, error), (pickle.dumps, parts), (cloudpickle.dumps, error), (cloudpickle.dumps, parts)):
         try:
-            data: bytes = dumps(error)
+            data: bytes = dumps(thing)
             if isinstance(pickle.loads(data), BaseException):  # noqa: S301  # made one line before
                 return data
         except Exception:  # noqa: BLE001  # an exception may hold anything, and refuse in any way
@@ -45,7 +48,23 @@ def _bytes_of(error: BaseException) -> bytes | None:
     return None
 
 
-def _unpacked(data: bytes | None, said: str, text: str) -> BaseException:
+class _Parts:
+    """An exception that is made without its `__init__`, which may want other arguments than its `args`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return _put_together, (type(self._error), self._error.args, self._error.__dict__)
+
+
+def _put_together(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+def _unpacked(data: bytes | None, named: tuple[str, str, int], said: str, text: str) -> BaseException:
     error: BaseException | None = None
     if data is not None:
         try:
@@ -54,8 +73,25 @@ def _unpacked(data: bytes | None, said: str, text: str) -> BaseException:
             said += f" (which can't be read here: {reason!r})"
     if error is None:
         error = PipelineError(f"in another process: {said}")
+    elif type(error).__module__ == named[0] and (kind := _own_class(named)) is not None:
+        with suppress(TypeError):
+            error.__class__ = kind
     error.__cause__ = RemoteTraceback(text)
     return error
+
+
+def _own_class(named: tuple[str, str, int]) -> type[BaseException] | None:
+    """The class of that name in this process, which a class that came by value is a copy of: `except` asks for it."""
+    module, name, identity = named
+    found: dict[int, type[BaseException]] = {}
+    search: list[type[BaseException]] = [BaseException]
+    while search:
+        for kind in search.pop().__subclasses__():
+            search.append(kind)
+            if kind.__module__ == module and kind.__qualname__ == name:
+                found[id(kind)] = kind
+    # In a child that is a fork the class is at the same place. What was made from bytes just now may be there too.
+    return found.get(identity)
 
 
 def carry_failures(outcome: Outcome) -> Outcome:

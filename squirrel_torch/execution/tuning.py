@@ -43,6 +43,9 @@ class Knob:
 class Tuner:
     """Hill climbing: double one number, keep it if items come at least 8 % faster, else take it back and try the other.
 
+    More workers need more to choose from: where both numbers are to be found, the buffer grows with the workers, to four
+    items for each.
+
     A step is judged over a quarter of a second, or over as many items as there are workers if that takes longer. While the
     consumer hardly ever waits (less than 5 % of its time) nothing is changed: more would not be seen. When no step helps
     any more, it rests for 40 windows and then looks again.
@@ -60,7 +63,7 @@ class Tuner:
         self._knobs: list[Knob] = []
         self._turn = 0
         self._tried: Knob | None = None
-        self._was = 0
+        self._before_step: list[tuple[Knob, int]] = []
         self._before = 0.0
         self._useless = 0
         self._resting = 0
@@ -94,25 +97,35 @@ class Tuner:
 
     def _judge(self, rate: float, waited: float) -> None:
         if self._tried is not None:
-            tried, self._tried = self._tried, None
+            self._tried = None
             if rate >= self._before * _GAIN:
                 self._useless = 0
             else:
-                self._set(tried, self._was)
-                self._turn += 1
-                self._useless += 1
+                self._take_back()
         elif self._resting:
             self._resting -= 1
         elif self._useless >= len(self._knobs):
             self._useless, self._resting = 0, _REST
         elif waited >= _WORTH_IT:
-            knob = self._knobs[self._turn % len(self._knobs)]
-            if knob.value >= knob.most:
-                self._turn += 1
-                self._useless += 1
-            else:
-                self._tried, self._was, self._before = knob, knob.value, rate
-                self._set(knob, min(2 * knob.value, knob.most))
+            self._step(rate)
+
+    def _step(self, rate: float) -> None:
+        knob = self._knobs[self._turn % len(self._knobs)]
+        if knob.value >= knob.most:
+            self._turn += 1
+            self._useless += 1
+            return
+        self._tried, self._before = knob, rate
+        self._before_step = [(one, one.value) for one in self._knobs]
+        self._set(knob, min(2 * knob.value, knob.most))
+        for other in self._knobs[1:]:
+            self._set(other, min(max(other.value, 4 * self._workers.value), other.most))
+
+    def _take_back(self) -> None:
+        for knob, was in self._before_step:
+            self._set(knob, was)
+        self._turn += 1
+        self._useless += 1
 
     def _set(self, knob: Knob, value: int) -> None:
         knob.value = value

@@ -150,6 +150,8 @@ class ThreadVessel:
             del task, items, watched
 
     def _hung(self, item: Any) -> BaseException:
+        if self._inbox is not None:
+            self._inbox.put(None)  # for when it comes back
         thread, self._inbox, self._thread = self._thread, None, None
         frame = None if thread is None else sys._current_frames().get(thread.ident or 0)
         entries = [] if frame is None else traceback.extract_stack(frame)

@@ -133,8 +133,10 @@ class DaskCluster:
             outcomes = [None] * len(finished)
         gathered = dict(zip(finished, outcomes, strict=True))
         for future in futures:
-            chunk = self._sent.pop(future)
+            chunk = self._sent.pop(future, None)
             outcome = gathered.get(future)
+            if chunk is None:
+                continue  # the stream was closed meanwhile
             if outcome is None:
                 self._ask_again(future, chunk)
             else:
@@ -194,7 +196,8 @@ class DaskCluster:
 
     def _give_up(self, error: ExecutorLostError) -> None:
         for future in list(self._sent):
-            self._deliver(self._sent.pop(future), Outcome(fatal=error))
+            if (chunk := self._sent.pop(future, None)) is not None:
+                self._deliver(chunk, Outcome(fatal=error))
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,8 @@ class AsyncMap(Stage[T, U]):
             del items
             for chunk in iter(flow.take, None):
                 values, failures = chunk.outcome.values, chunk.outcome.failures
-                report.items += chunk.outcome.count
+                if not failures:
+                    report.items += len(values)
                 if len(values) == 1 == chunk.size:  # nothing is kept of what may be large
                     yield values.pop()
                     position += 1
@@ -122,12 +123,14 @@ class AsyncMap(Stage[T, U]):
 
     def _surviving(self, chunk: Chunk, report: StageReport) -> Iterator[U]:
         """The results of a chunk, up to a failure that ends the stream; others are counted on the way."""
-        begin = 0
+        seen, begin = report.items, 0
         for number, (offset, _) in enumerate(chunk.outcome.failures):
             yield from chunk.outcome.values[begin : offset - number]
             begin = offset - number
+            report.items = seen + offset + 1
             self._failed(chunk, number, report)
         yield from chunk.outcome.values[begin:]
+        report.items = seen + chunk.outcome.count
 
     def _failed(self, chunk: Chunk, number: int, report: StageReport) -> None:
         """Raise a failure, or count it, as `on_error` says."""
