@@ -32,6 +32,7 @@ DUMP_SIGNAL: Final = getattr(signal, "SIGUSR1", None)
 """Makes a child write where its threads are, also while it is deep in C code."""
 
 _NICE = 0.05
+_GLANCE = 1.0
 _STACK_AT: Final = 64
 _STACK_ROOM: Final = 65_536
 
@@ -93,15 +94,18 @@ class Control:
         self.shared.close()
 
 
-def serve(connection: Connection, parent: int, start: Any, seed: int) -> None:
+def serve(connection: Connection, other: Connection | None, parent: int, start: Any, seed: int) -> None:
     """Work on chunks until there are no more; what runs as the process's main function.
 
     Args:
         connection: To the parent, which sends the handle of a `Control` first.
+        other: The parent's end of it, if this process is a fork and has it too.
         parent: Its process id.
         start: The call, an initializer or None, and the initializer's arguments; or the bytes of these.
         seed: For the global random generators of this process.
     """
+    if other is not None:
+        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with(parent)
@@ -186,7 +190,9 @@ def _die_with(parent: int) -> None:
 
 
 def _die_with_parent() -> None:
-    parent = parent_process()
+    parent, launcher = parent_process(), os.getppid()
     if parent is not None:
-        wait([parent.sentinel])
+        # The sentinel alone is not enough: forks that came later hold its other end too.
+        while not wait([parent.sentinel], _GLANCE) and os.getppid() == launcher:
+            pass
         os._exit(1)

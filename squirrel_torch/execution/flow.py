@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures.process  # registers what it does at exit, as the next line does: see the end
+import concurrent.futures.thread  # noqa: F401
 import multiprocessing.util
 import os
 import threading
@@ -43,12 +45,18 @@ class InterruptedFlow(GeneratorExit):
     """The stream is being closed while a thread of its own asks for an item: for generators just that."""
 
 
+def _fed_here() -> Flow | None:
+    """The flow whose feeder this thread is."""
+    flow: Flow | None = getattr(_feeding, "flow", None)
+    return None if flow is None or flow._pid != os.getpid() else flow  # a feeder may have forked
+
+
 def in_reader(function: Callable[[], object]) -> None:
     """Call `function` in the thread that reads the stream: now, or if this is a feeder when the reader comes next.
 
     What loggers know of a run of theirs they often know in one thread only.
     """
-    flow: Flow | None = getattr(_feeding, "flow", None)
+    flow = _fed_here()
     if flow is None or flow._gate.closed:
         function()
     else:
@@ -120,7 +128,7 @@ class Flow:
                 Knob("buffer", self._room, MOST_BUFFER, self._set_buffer),
             )
         _close_at_exit(self)
-        outer: Flow | None = getattr(_feeding, "flow", None)
+        outer = _fed_here()
         if outer is not None:
             outer._upstream.add(self)
         # No thread of the flow holds the generator that holds the flow: an abandoned stream is closed at once.
@@ -358,6 +366,7 @@ def _close_all() -> None:
         flow.close()
 
 
-# At exit Python waits for threads. A stream that is still alive then must not keep it: what is queued is dropped, what runs
-# is waited for. There is no public way: atexit runs after the threads have been waited for.
+# At exit Python waits for threads, and for all that was submitted to any executor. A stream that is still alive then must
+# not keep it: what is queued is dropped, what runs is waited for. Exit functions of `threading` run latest first, so this has
+# to be registered after those of concurrent.futures. There is no public way: atexit runs too late.
 threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # private

@@ -68,6 +68,8 @@ EXAMPLES = [
     Monitored(ignore, prefix="here ", window_size=1, every=0),
     AsyncMap(lambda x: x + 1, buffer=3, max_workers=2),
     AsyncMap(lambda x: x + 1, executor="numba"),
+    AsyncMap(lambda x: x + 1, max_workers=2, executor="process"),
+    AsyncMap(lambda x: x + 1, buffer="auto", max_workers="auto", chunksize=2, timeout=20, retries=0),
     RankSplit(),
     WorkerSplit(),
     AutoSplit(Shard(1, 3)),

@@ -1,11 +1,21 @@
 """What type checkers must accept, with the types that they must find."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any, assert_type
 
 from torch.utils.data import DataLoader
 
-from squirrel_torch import Composable, IterableSamplerSource, IterableSource, MemoryStore, Multiplexer, MultiplexingStrategy
+from squirrel_torch import (
+    Composable,
+    IterableSamplerSource,
+    IterableSource,
+    MemoryStore,
+    Multiplexer,
+    MultiplexingStrategy,
+    StageReport,
+)
 from squirrel_torch.iterstream.torch_composables import SplitByRank, TorchIterable
 
 
@@ -29,6 +39,14 @@ def total(batch: list[int]) -> int:
     return sum(batch)
 
 
+async def fetch(x: int) -> bytes:
+    return bytes(x)
+
+
+def told(error: Exception, item: int) -> None:
+    pass
+
+
 class Doubled(Composable[int]):
     def __iter__(self) -> Iterator[int]:
         for item in self.source:
@@ -42,6 +60,14 @@ assert_type(source.map(lambda x: str(x)), Composable[str])
 assert_type(source.map(scaled, factor=2.0), Composable[float])
 assert_type(source.async_map(half, buffer=10, max_workers=2), Composable[float])
 assert_type(source.async_map(lambda x: x * 2), Composable[int])
+assert_type(source.async_map(fetch, buffer="auto", timeout=1.0, on_error="skip"), Composable[bytes])
+assert_type(
+    source.async_map(half, executor="process", ordered=False, max_failures=Fraction(1, 100), on_error=told), Composable[float]
+)
+assert_type(source.async_map(half, executor="tcp://localhost:8786", retry_on=(OSError, ValueError)), Composable[float])
+assert_type(source.async_map(half, executor=ThreadPoolExecutor(1), chunksize=4), Composable[float])
+assert_type(source.async_map(scaled, executor="thread", factor=2.0), Composable[float])
+assert_type(source.run().reports, list[StageReport])
 assert_type(source.filter(lambda x: x > 1), Composable[int])
 assert_type(source.map(str).batched(3), Composable[list[str]])
 assert_type(source.batched(3, total), Composable[int])

@@ -12,6 +12,11 @@ source.mapp(lambda x: x)  # refused: a misspelt method
 source.batch(3)  # refused: torch's name, which would leave the fast chain
 source.map(length)  # refused: a callback of other items
 source.async_map(length)  # refused: a callback of other items
+source.async_map(abs, buffer="all")  # refused: no number, and not "auto"
+source.async_map(abs, on_error="ignore")  # refused: neither "raise" nor "skip"
+source.async_map(abs, on_error=length)  # refused: not a function of an error and an item
+source.async_map(abs, max_failures=0.1)  # refused: neither a count nor a Fraction
+source.async_map(abs, executor=3)  # refused: not an executor
 source.filter(length)  # refused: a predicate of other items
 source.map(str).map(lambda text: text.nothing)  # refused: an attribute that items don't have
 source.batched("3")  # refused: a batch size that is no number

@@ -107,7 +107,9 @@ class Coroutines:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            while not self._gate.closed:
+                with suppress(SystemExit, KeyboardInterrupt):  # of a callback; its task knows of it too
+                    self._loop.run_forever()
         finally:
             with suppress(Exception):
                 self._loop.run_until_complete(self._wind_up())

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.reduction import send_handle
 from time import monotonic, monotonic_ns, sleep
 from typing import Any
@@ -47,27 +47,18 @@ _NOT_READY = (
 )
 
 _starting = threading.Lock()
-_ours: WeakSet[_Ends] = WeakSet()
-
-
-class _Ends:
-    """The descriptors of this side, which children that are forked meanwhile must not keep open."""
-
-    def __init__(self, *connections: Connection) -> None:
-        self._connections = connections
-        _ours.add(self)
-
-    def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+_children: WeakSet[_Child] = WeakSet()
 
 
 def _forget() -> None:
-    for ends in list(_ours):
-        ends.close()
+    """In a process that was forked meanwhile: keep nothing open that belongs to the children of the other."""
+    for child in list(_children):
+        with suppress(Exception):
+            child.let_go()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def processes(
@@ -90,6 +81,7 @@ class _Recipe:
     def __init__(self, call: Call, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
         self.call = call
         self.context = multiprocessing.get_context()
+        self.forks = self.context.get_start_method() == "fork"
         self._start = (call, initializer, initargs)
         self._bytes: bytes | None = None
         self._lock = threading.Lock()
@@ -98,7 +90,7 @@ class _Recipe:
 
     def load(self) -> Any:
         """What a child is handed: the objects where it is a copy of this process, else their bytes."""
-        if self.context.get_start_method() == "fork":
+        if self.forks:
             return self._start
         with self._lock:
             if self._bytes is None:
@@ -215,18 +207,17 @@ class _Child:
         number = next(_numbers)
         with _starting:
             here, there = context.Pipe()
-            ends = _Ends(here)
             self.process = context.Process(
                 target=serve,
-                args=(there, os.getpid(), recipe.load(), recipe.seed + number),
+                args=(there, here if recipe.forks else None, os.getpid(), recipe.load(), recipe.seed + number),
                 name=f"squirrel_torch_process_{number}",
                 daemon=True,
             )
             _start(self.process)
             there.close()
-        self._ends = ends
-        self.control = Control()
-        self.channel = Channel(here, self.process.pid or 0)
+            self.channel = Channel(here, self.process.pid or 0)
+            self.control = Control()
+            _children.add(self)
         self._poll = select.poll() if hasattr(select, "poll") else None
         if self._poll is not None:
             self._poll.register(here.fileno(), select.POLLIN)
@@ -286,12 +277,16 @@ class _Child:
             self.process.kill()
         self.process.join()
         code = self.process.exitcode
-        self.channel.close()
-        self.control.close()
+        self.let_go()
         if code is not None and code < 0:
             with suppress(ValueError):
                 return f"signal {signal.Signals(-code).name}"
         return f"exit code {code}"
+
+    def let_go(self) -> None:
+        """Close what is shared with it."""
+        self.channel.close()
+        self.control.close()
 
     def end(self) -> None:
         """Let it end."""
