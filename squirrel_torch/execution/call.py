@@ -18,7 +18,7 @@ __all__ = ["Call", "Gate", "LocalGate", "Mark", "Outcome", "Policy", "Progress"]
 
 _jitter = random.SystemRandom()  # draws nothing from the generators that belong to the user, and forks may share it
 _LONGEST_PAUSE = 30.0
-_PART = 64
+_PART = 128
 _QUICK = 2e-4
 
 

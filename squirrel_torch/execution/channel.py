@@ -203,7 +203,6 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is torch.Tensor and _plain(value):
-            value = value.detach() if value.requires_grad else value
             flat = value.reshape(-1).view(torch.uint8) if value.numel() else torch.empty(0, dtype=torch.uint8)
             return _tensor, (flat.numpy(), value.dtype, tuple(value.shape))
         return NotImplemented

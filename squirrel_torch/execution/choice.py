@@ -41,6 +41,7 @@ class Recipe:
         max_workers: Its number of threads or processes.
         initializer: What each of its processes ran first.
         initargs: Arguments of that.
+        start_method: How its processes were started.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Recipe:
     max_workers: int | None = None
     initializer: Callable[..., object] | None = None
     initargs: tuple[Any, ...] = ()
+    start_method: str | None = None
 
 
 def usable_cpus() -> int:
@@ -116,7 +118,8 @@ def _recipe_of(executor: Any) -> Recipe:
         return Recipe(str(executor.scheduler.address if executor.scheduler is not None else ""), what)
     kind = "thread" if type(executor) is ThreadPoolExecutor else "process" if type(executor) is ProcessPoolExecutor else ""
     workers, initializer, initargs = (getattr(executor, name, None) for name in ("_max_workers", "_initializer", "_initargs"))
-    return Recipe(kind, what, workers, initializer, initargs or ())
+    context = getattr(executor, "_mp_context", None)
+    return Recipe(kind, what, workers, initializer, initargs or (), context.get_start_method() if context else None)
 
 
 def _lives_here(executor: Any, home: int) -> bool:
@@ -191,7 +194,7 @@ def _from_recipe(recipe: Recipe, call: Call) -> Callable[[LocalGate, Deliver], P
     if recipe.kind == "thread":
         return _own_threads(call, recipe.max_workers, recipe.initializer, recipe.initargs)
     if recipe.kind == "process":
-        return _own_processes(call, recipe.max_workers, recipe.initializer, recipe.initargs)
+        return _own_processes(call, recipe.max_workers, recipe.initializer, recipe.initargs, recipe.start_method)
     if recipe.kind:
         return _cluster(recipe.kind, call)
     raise ExecutorLostError(

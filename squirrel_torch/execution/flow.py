@@ -9,6 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count, islice, repeat
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
@@ -33,7 +34,7 @@ _GLANCE = 0.01
 """Seconds after which a consumer that waits looks for items of a chunk that is not full yet."""
 
 _QUICK = 1e-3
-_PART = 64
+_PART = 128
 
 _popleft = deque.popleft
 _numbers = count()
@@ -126,6 +127,7 @@ class Flow:
             tuner.connect(
                 Knob("max_workers", self.place.workers, self.place.most_workers, self._set_workers),
                 Knob("buffer", self._room, MOST_BUFFER, self._set_buffer),
+                cheap=lambda: self.sizing.fixed is None and self.sizing.size > 1,
             )
         _close_at_exit(self)
         outer = _fed_here()
@@ -337,8 +339,18 @@ class Flow:
     def __enter__(self) -> Flow:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.close()
+        if kind is None or kind is GeneratorExit:
+            self._call_what_is_left()
+
+    def _call_what_is_left(self) -> None:
+        """Have the reader make the calls that it has not come to; results that it does not want any more are dropped."""
+        with suppress(Empty):
+            while True:
+                event = self._finished.get_nowait()
+                if callable(event):
+                    in_reader(event)
 
 
 def _below(traceback: TracebackType | None, frames: int) -> TracebackType | None:

@@ -44,7 +44,7 @@ class Tuner:
     """Hill climbing: double one number, keep it if items come at least 8 % faster, else take it back and try the other.
 
     More workers need more to choose from: where both numbers are to be found, the buffer grows with the workers, to four
-    items for each.
+    items for each. Items that are so cheap that they travel together need no more workers.
 
     A step is judged over a quarter of a second, or over as many items as there are workers if that takes longer. While the
     consumer hardly ever waits (less than 5 % of its time) nothing is changed: more would not be seen. When no step helps
@@ -57,6 +57,7 @@ class Tuner:
     """
 
     def __init__(self, *, workers: bool, buffer: bool, chosen: dict[str, int]) -> None:
+        self._cheap: Callable[[], bool] = bool
         self._wants_workers = workers
         self._wants_buffer = buffer
         self._chosen = chosen
@@ -78,8 +79,9 @@ class Tuner:
             return None
         return Tuner(workers=max_workers == "auto", buffer=buffer == "auto", chosen=chosen)
 
-    def connect(self, *knobs: Knob) -> None:
-        """Say what can be changed: those of the knobs that are to be found."""
+    def connect(self, *knobs: Knob, cheap: Callable[[], bool]) -> None:
+        """Say what can be changed, and whether items are so cheap now that they travel together."""
+        self._cheap = cheap
         wanted = {"max_workers": self._wants_workers, "buffer": self._wants_buffer}
         self._workers = knobs[0]
         self._knobs = [knob for knob in knobs if wanted[knob.name]]
@@ -111,7 +113,7 @@ class Tuner:
 
     def _step(self, rate: float) -> None:
         knob = self._knobs[self._turn % len(self._knobs)]
-        if knob.value >= knob.most:
+        if knob.value >= knob.most or (knob is self._workers and self._cheap()):
             self._turn += 1
             self._useless += 1
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from squirrel_torch.execution.call import Outcome
@@ -28,7 +29,7 @@ class Chunk:
         limit: Seconds after which a callee should give the rest of them back.
     """
 
-    __slots__ = ("done", "items", "limit", "outcome", "rest", "start")
+    __slots__ = ("_left", "_share", "done", "items", "limit", "outcome", "rest", "start")
 
     def __init__(self, start: int, items: list[Any], limit: float) -> None:
         self.start = start
@@ -37,6 +38,17 @@ class Chunk:
         self.outcome = Outcome()
         self.rest: list[Chunk] = []
         self.done = False
+        self._left = 0.0
+        self._share = 1.0
+
+    def leaves(self, workers: int, beside: int) -> None:
+        """It is sent away now, to `workers` who have `beside` chunks to work on, this one among them."""
+        self._left = perf_counter()
+        self._share = min(1.0, workers / beside)
+
+    def turnaround(self) -> float:
+        """Seconds that it took, with the way there and back but about without waiting for its turn."""
+        return (perf_counter() - self._left) * self._share
 
     @property
     def size(self) -> int:

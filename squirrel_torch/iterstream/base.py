@@ -533,8 +533,9 @@ class Composable(DataPipe[T_co]):
                 `functools.partial`.
 
         Leaving a run early drops what has not been started, and waits for the callbacks that are running, but not for those
-        on an executor of yours. The stages before run in a thread of this stage. If a process dies, the chunk that it had is
-        worked on again: what a callback writes elsewhere it may then write twice.
+        on an executor of yours. The stages before run in a thread of this stage. If a process dies, or is
+        killed because an item hangs, the chunk that it had is worked on again: what a callback writes elsewhere it may then
+        write twice.
 
         Raises:
             StageTimeout: While iterating, of an item that takes too long.

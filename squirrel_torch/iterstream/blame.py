@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dis import opmap
+from operator import length_hint
 from types import FrameType, GeneratorType, TracebackType
 from typing import Any, Protocol
 
@@ -72,10 +73,15 @@ class Opened:
         return mine is self.iterator or getattr(mine, "__dict__", mine) is getattr(self.link._owner, "__dict__", None)
 
     def position_in(self, frame: FrameType) -> int | None:
-        """The local `position` of a frame, where the word means what it means here: in stages, and in our sources."""
+        """The local `position` of a frame, where the word means what it means here: in stages, and in our sources.
+
+        A stage that gives many items by one ``yield from left`` has counted them all: what is left of them is taken off.
+        """
         ours = frame.f_globals.get("__name__", "").startswith("squirrel_torch.") or hasattr(self.link._owner, "apply")
         position = frame.f_locals.get("position")
-        return position if ours and isinstance(position, int) and self.is_method(frame) else None
+        if not (ours and isinstance(position, int) and self.is_method(frame)):
+            return None
+        return position - length_hint(frame.f_locals.get("left"))
 
     @property
     def position(self) -> int | None:

@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -90,6 +91,7 @@ class Table:
         check: Raises AssertionError unless what `make` gave does the job for a number of items.
         claims: What the figures say about the targets.
         work: What is timed. Its result is dropped outside the time.
+        close: What is done with it afterwards, outside the time.
         unit: Of the times shown, and how many of them a second has.
     """
 
@@ -101,6 +103,7 @@ class Table:
     check: Callable[[Contender, Any, int], None]
     claims: Callable[[Times], list[Claim]]
     work: Callable[[Any], Any] = exhaust
+    close: Callable[[Any], None] = lambda made: None
     unit: tuple[str, float] = field(default=("ns/item", 1e9))
 
     @property
@@ -117,14 +120,26 @@ def measure(table: Table, rounds: int) -> Times:
     """Check every contender, then time them all in each round, in an order that is new each time."""
     present = table.present
     for contender in present:
-        table.check(contender, contender.make(table.count(contender)), table.count(contender))
+        with _made(table, contender) as made:
+            table.check(contender, made, table.count(contender))
+        del made
     times = Times({contender.name: [] for contender in present})
     rng = random.Random(0)
     for _ in range(rounds):
         for contender in rng.sample(present, len(present)):
-            count = table.count(contender)
-            times[contender.name].append(_seconds(table.work, contender.make(count)) / count)
+            with _made(table, contender) as made:
+                times[contender.name].append(_seconds(table.work, made) / table.count(contender))
+            del made
     return times
+
+
+@contextmanager
+def _made(table: Table, contender: Contender) -> Iterator[Any]:
+    made = contender.make(table.count(contender))
+    try:
+        yield made
+    finally:
+        table.close(made)
 
 
 def _seconds(work: Callable[[Any], Any], made: Any) -> float:
@@ -164,7 +179,7 @@ def _row(table: Table, contender: Contender, times: Times, scale: float) -> list
         return [name, "absent", "", "", *costs, f"{contender.needs} is not installed"]
     if contender.base in times:
         costs = [_number(times.cost(contender.name, contender.base) * scale)]
-    part = f"{contender.share:.0%} of the items" if contender.share < 1 else ""
+    part = f"{contender.share * 100:.2g}% of the items" if contender.share < 1 else ""
     return [
         name,
         _number(times.median(contender.name) * scale),
@@ -189,7 +204,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def environment() -> dict[str, str]:
     """The versions that the figures belong to."""
-    packages = ("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy")
+    packages = ("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy", "distributed", "loky")
     found = {"python": platform.python_version(), "system": platform.system(), "cores": str(os.cpu_count())}
     return found | {package: _version(package) for package in packages}
 

@@ -1,4 +1,4 @@
-"""What the stream itself costs: chain, shuffle, start of a DataLoader, monitor, async_map.
+"""What the stream itself costs: chain, shuffle, start of a DataLoader, monitor.
 
 Run as ``python tests/benchmarks/stream.py [--rounds N] [--only NAME] [--json FILE]``; see README.md.
 """
@@ -6,9 +6,7 @@ Run as ``python tests/benchmarks/stream.py [--rounds N] [--only NAME] [--json FI
 from __future__ import annotations
 
 import argparse
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -350,53 +348,6 @@ def monitor(name: str, title: str, make_samples: Callable[[], list[Any]]) -> Tab
     )
 
 
-# -- async_map ------------------------------------------------------------------------------------------------------------
-
-WORKERS = 4
-WINDOW = 100
-
-
-def sliding_window(n: int) -> Iterator[int]:
-    """async_map by hand: at most `WINDOW` futures, the oldest leaves first."""
-    pending: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for item in range(n):
-            pending.append(pool.submit(inc, item))
-            if len(pending) == WINDOW:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def check_async(contender: Contender, stream: Any, n: int) -> None:
-    """Every result, in order."""
-    assert list(stream) == list(range(1, n + 1)), contender.name
-
-
-def async_map() -> Table:
-    """What it costs to send a callback that does nothing to a thread."""
-    limit = "window of futures by hand"
-
-    def claims(times: Times) -> list[Claim]:
-        return [Claim(f"{OURS} {times.ratio(OURS, limit):.2f} x a {limit} (no target yet)")]
-
-    return Table(
-        "async",
-        "100,000 cheap callbacks through 4 threads, 100 in flight",
-        100_000,
-        limit,
-        [
-            Contender("no threads: map", lambda n: IterableSource(range(n)).map(inc)),
-            Contender(limit, sliding_window),
-            Contender(OURS, lambda n: IterableSource(range(n)).async_map(inc, max_workers=WORKERS)),
-            Contender(CORE, lambda n: core_source(range(n)).async_map(inc, max_workers=WORKERS), needs="squirrel"),
-        ],
-        check_async,
-        claims,
-        unit=("us/item", 1e6),
-    )
-
-
 # -- command line ---------------------------------------------------------------------------------------------------------
 
 TABLES: dict[str, Callable[[], Table]] = {
@@ -406,7 +357,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "start-2": partial(start, 2),
     "monitor-arrays": partial(monitor, "monitor-arrays", "200,000 arrays of 1 kB", kilobytes),
     "monitor-dicts": partial(monitor, "monitor-dicts", "200,000 dicts {x: 1 kB, label, name}", labelled_kilobytes),
-    "async": async_map,
 }
 
 

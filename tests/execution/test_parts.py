@@ -158,16 +158,20 @@ class TestChunkSize:
             sizing.measured(sizing.size, sizing.size * 1e-3)
         assert sizing.size == 1
 
-    def test_one_slow_item_among_fast_ones_is_enough(self):
+    def test_two_slow_items_among_fast_ones_are_enough(self):
         sizing = ChunkSize(20e-6, workers=4, buffer=1000, fixed=None)
         for _ in range(30):
             sizing.measured(sizing.size, sizing.size * 1e-7)
         assert sizing.size > 100
         sizing.measured(sizing.size, 0.5)
+        assert sizing.size > 100, "it may have had to wait for its turn"
+        sizing.measured(sizing.size, 0.5)
         assert sizing.size == 1
-        for _ in range(7):
+        for _ in range(6):
             sizing.measured(1, 1e-7)
-        assert sizing.size == 1, "as long as it is one of the last"
+        assert sizing.size == 1, "as long as they are two of the last"
+        sizing.measured(1, 1e-7)
+        assert sizing.size == 2
 
     def test_all_workers_have_something_to_do(self):
         sizing = ChunkSize(20e-6, workers=4, buffer=100, fixed=None)
@@ -200,7 +204,7 @@ class Clock:
 
 
 class TestTuner:
-    def climb(self, monkeypatch, rate, *, workers="auto", buffer="auto", waiting=0.9, most=64, windows=60):
+    def climb(self, monkeypatch, rate, *, workers="auto", buffer="auto", waiting=0.9, most=64, windows=60, cheap=False):
         """What is chosen, if items come at `rate(workers, buffer)` a second."""
         clock, chosen = Clock(), {}
         monkeypatch.setattr("squirrel_torch.execution.tuning.perf_counter", clock)
@@ -209,6 +213,7 @@ class TestTuner:
         tuner.connect(
             Knob("max_workers", values["max_workers"], most, lambda value: values.update(max_workers=value)),
             Knob("buffer", values["buffer"], MOST_BUFFER, lambda value: values.update(buffer=value)),
+            cheap=lambda: cheap,
         )
         for _ in range(windows):
             clock.now += 0.3
@@ -233,6 +238,10 @@ class TestTuner:
         assert found == {"max_workers": 3, "buffer": 64}
         found = self.climb(monkeypatch, lambda max_workers, buffer: 1000 * max_workers, buffer=100, most=8)
         assert found == {"max_workers": 8, "buffer": 100}
+
+    def test_cheap_items_need_no_more_workers(self, monkeypatch):
+        found = self.climb(monkeypatch, lambda max_workers, buffer: 1000 * max_workers * buffer, cheap=True)
+        assert found == {"max_workers": 2, "buffer": MOST_BUFFER}
 
     def test_nothing_is_changed_while_the_consumer_does_not_wait(self, monkeypatch):
         found = self.climb(monkeypatch, lambda max_workers, buffer: 1000 * max_workers, waiting=0.01)

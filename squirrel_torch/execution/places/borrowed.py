@@ -12,6 +12,8 @@ from squirrel_torch.execution.work import Chunk, Deliver
 
 __all__ = ["Borrowed"]
 
+_BROKEN = 'a pool that broke stays broken; one that belongs to the stage, executor="process", goes on'
+
 
 class Borrowed:
     """A live executor of the caller, used and left open. Calls that run when the stream ends are not waited for.
@@ -36,6 +38,7 @@ class Borrowed:
 
     def submit(self, chunk: Chunk) -> None:
         """Have the executor work on it."""
+        chunk.leaves(self.workers, len(self._futures) + 1)
         try:
             future = self._executor.submit(work_on, self._remote, chunk.items, self._gate, chunk.limit)
         except Exception as error:  # noqa: BLE001  # shut down, or broken: raised where the stream is consumed
@@ -52,6 +55,7 @@ class Borrowed:
             outcome = future.result()
         except (Exception, CancelledError) as error:  # noqa: BLE001  # as above
             outcome = Outcome(fatal=_explained(error))
+        outcome.seconds = max(outcome.seconds, chunk.turnaround())
         self._deliver(chunk, outcome)
 
     def close(self) -> None:
@@ -63,6 +67,7 @@ class Borrowed:
 
 
 def _explained(error: BaseException) -> BaseException:
-    if isinstance(error, BrokenProcessPool):
-        error.add_note('a pool that broke stays broken; one that belongs to the stage, executor="process", goes on')
+    # All futures of a pool that breaks get one and the same exception.
+    if isinstance(error, BrokenProcessPool) and _BROKEN not in getattr(error, "__notes__", ()):
+        error.add_note(_BROKEN)
     return error

@@ -36,7 +36,7 @@ _SILENCE: Final = 10.0
 """Seconds without any result after which the scheduler is asked whether it is there; it has as long again to answer."""
 
 _LARGE: Final = 1 << 20
-"""A chunk of so many bytes goes to a worker directly, not through the scheduler."""
+"""A chunk of so many bytes is scattered: it is data for the scheduler then, no part of a task."""
 
 _LOSSES: Final = 5
 """How often a chunk is sent again when the cluster lost it."""
@@ -49,8 +49,9 @@ _numbers = count()
 class DaskCluster:
     """A dask cluster, by a client or the address of a scheduler. A client that is given is left open.
 
-    The callback is sent once to each worker that works. A worker that is lost is not noticed: dask, or this place, has
-    another do its work. A scheduler that is lost raises at once if its connection breaks, else within 20 s.
+    A callback of more than 16 kB is scattered to all workers once; each unpickles it once. A worker that is lost is not
+    noticed: dask, or this place, has another do its work. A scheduler that is lost raises at once if its connection breaks,
+    else within 20 s.
 
     Args:
         executor: A client that works in this process, or an address.
@@ -99,6 +100,7 @@ class DaskCluster:
             self._deliver(chunk, Outcome(fatal=self._is_lost() or error))
             return
         self._sent[future] = chunk
+        chunk.leaves(self.workers, len(self._sent))
         future.add_done_callback(self._back.put)
 
     # -- in the thread that collects ----------------------------------------------------------------------------------
@@ -140,6 +142,7 @@ class DaskCluster:
             if outcome is None:
                 self._ask_again(future, chunk)
             else:
+                outcome.seconds = max(outcome.seconds, chunk.turnaround())
                 self._deliver(chunk, outcome)
 
     def _ask_again(self, future: Future, chunk: Chunk) -> None:

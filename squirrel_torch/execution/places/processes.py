@@ -69,18 +69,21 @@ def processes(
     deliver: Deliver,
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
+    start_method: str | None = None,
 ) -> Crew:
     """The callback in processes, one for each thread of a crew; each calls `initializer` first, if there is one."""
-    recipe = _Recipe(call, initializer, initargs)
+    recipe = _Recipe(call, initializer, initargs, start_method)
     return Crew(lambda: _ProcessRunner(recipe, gate), workers, most_workers, 200e-6, gate, deliver)
 
 
 class _Recipe:
     """What a new process needs to know; pickled once for all of them."""
 
-    def __init__(self, call: Call, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    def __init__(
+        self, call: Call, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], start_method: str | None
+    ) -> None:
         self.call = call
-        self.context = multiprocessing.get_context()
+        self.context = multiprocessing.get_context(start_method)
         self.forks = self.context.get_start_method() == "fork"
         self._start = (call, initializer, initargs)
         self._bytes: bytes | None = None
@@ -207,7 +210,7 @@ class _Child:
         number = next(_numbers)
         with _starting:
             here, there = context.Pipe()
-            self.process = context.Process(
+            self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
                 target=serve,
                 args=(there, here if recipe.forks else None, os.getpid(), recipe.load(), recipe.seed + number),
                 name=f"squirrel_torch_process_{number}",

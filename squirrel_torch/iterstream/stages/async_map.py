@@ -110,10 +110,17 @@ class AsyncMap(Stage[T, U]):
                 if len(values) == 1 == chunk.size:  # nothing is kept of what may be large
                     yield values.pop()
                     position += 1
-                for value in self._surviving(chunk, report) if failures else values:
-                    yield value
+                if failures:
+                    for value in self._surviving(chunk, report):
+                        yield value
+                        position += 1
+                        del value
+                else:
+                    left = iter(values)
+                    position += len(values) - 1  # of the last one; messages take off what is left
+                    yield from left
                     position += 1
-                value = None
+                    del left
                 if chunk.outcome.fatal is not None:
                     _lost(chunk)
                 del chunk, values, failures
