@@ -1,5 +1,6 @@
 """Pipelines on their way to other processes: what plain pickle can't carry goes by cloudpickle."""
 
+import io
 import sys
 from types import FunctionType, MethodType
 from typing import Any
@@ -74,9 +75,22 @@ def _portable(value: Any) -> Any:
     if hasattr(type(value), "__iter__") and not isinstance(value, FunctionType | type):
         # A container that can also be called: a dataset or composable, which takes care of itself.
         return value
+    return _ByValue(_dumps(value))
+
+
+def _dumps(value: Any) -> bytes:
+    """By cloudpickle, but classes of the main module go by name: by value the other side would get another class."""
     import cloudpickle
 
-    return _ByValue(cloudpickle.dumps(value))
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+        def reducer_override(self, thing: Any) -> Any:
+            if isinstance(thing, type) and thing.__module__ in ("__main__", "__mp_main__") and importable(thing):
+                return NotImplemented
+            return super().reducer_override(thing)
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
 
 
 def by_value(cls: type) -> tuple[Any, tuple[bytes]]:

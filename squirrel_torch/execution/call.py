@@ -14,7 +14,7 @@ from squirrel_torch.describe import describe_callable, describe_item
 from squirrel_torch.errors import StageTimeout
 from squirrel_torch.portable import from_portable, to_portable
 
-__all__ = ["Call", "Gate", "LocalGate", "Mark", "Outcome", "Policy", "Progress"]
+__all__ = ["Call", "Gate", "LocalGate", "Mark", "Outcome", "Policy", "Progress", "belongs_to", "is_of"]
 
 _jitter = random.SystemRandom()  # draws nothing from the generators that belong to the user, and forks may share it
 _LONGEST_PAUSE = 30.0
@@ -89,8 +89,24 @@ class Gate(Protocol):
     def closed(self) -> bool:
         """Whether nothing new may be started."""
 
-    def pause(self, seconds: float) -> None:
-        """Wait, unless the gate is closed or is being closed."""
+    def begins(self, part: list[Any]) -> None:
+        """This thread works on these items now."""
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, unless the gate is closed or is being closed; whether it is still open."""
+
+
+_home = threading.local()
+
+
+def belongs_to(gate: Gate) -> None:
+    """Say that this thread works for whoever has `gate`: it can't wait for itself to end."""
+    _home.gate = gate
+
+
+def is_of(gate: Gate) -> bool:
+    """Whether this thread works for whoever has `gate`, or may be about to: a thread that is just being born has no name."""
+    return getattr(_home, "gate", None) is gate or isinstance(threading.current_thread(), threading._DummyThread)
 
 
 class LocalGate:
@@ -99,15 +115,24 @@ class LocalGate:
     def __init__(self) -> None:
         self.closed = False
         self._event = threading.Event()
+        self._parts: dict[int, list[Any]] = {}
+
+    def begins(self, part: list[Any]) -> None:
+        """This thread works on these items now: they are taken away from it when the gate is closed."""
+        self._parts[threading.get_ident()] = part
+        if self.closed:
+            part.clear()
 
     def close(self) -> None:
         """Let nothing new be started."""
         self.closed = True
         self._event.set()
+        for part in list(self._parts.values()):
+            part.clear()
 
-    def pause(self, seconds: float) -> None:
-        """Wait, unless the gate is closed or is being closed."""
-        self._event.wait(seconds)
+    def pause(self, seconds: float) -> bool:
+        """Wait, unless the gate is closed or is being closed; whether it is still open."""
+        return not self._event.wait(seconds)
 
     def __reduce__(self) -> Any:
         # In another process nobody can close it.
@@ -115,8 +140,8 @@ class LocalGate:
 
 
 Mark: TypeAlias = "MutableSequence[int] | memoryview[int]"
-"""The offset of the item that is being worked on, and since when by `time.monotonic_ns`; after a pause that is in the future.
-The time is kept up only where there is a time limit."""
+"""The offset of the item that is being worked on; since when by `time.monotonic_ns`, after a pause that is in the future, kept
+up only where there is a time limit; and 1 when no further item may be started."""
 
 
 class Progress(Protocol):
@@ -174,41 +199,46 @@ class Call:
             progress.begin(outcome)
         began = now = perf_counter()
         part = 1
-        while (count := outcome.count) < len(items):
-            # The gate and the clock are looked at after each item, or after several while these take no time.
+        while (count := outcome.count) < len(items) and not gate.closed:
+            # The clock is looked at after each item, or after several while these take no time.
             since = now
-            self._work(items[count : count + part], outcome, gate, used, progress)
+            self._work(list(items[count : count + part]), outcome, gate, used, progress)
             now = perf_counter()
-            if gate.closed or now - began > limit or (outcome.failures and self.policy.stops):
+            if now - began > limit or (outcome.failures and self.policy.stops):
                 break
             part, used = min(2 * part, _PART) if now - since < _QUICK else 1, 0
+        gate.begins([])
         outcome.seconds = now - began
         return outcome
 
-    def _work(self, items: Sequence[Any], outcome: Outcome, gate: Gate, used: int, progress: Progress | None) -> None:
+    def _work(self, items: list[Any], outcome: Outcome, gate: Gate, used: int, progress: Progress | None) -> None:
         """Put the outcome of `items` onto `outcome`; where a failure ends the stream, up to that."""
-        while items:
+        whole, done = list(items), 0
+        while done < len(whole):
             start = outcome.count
-            results = map(self.callback, items) if progress is None else self._marked(items, start, progress.mark, gate)
+            gate.begins(items)
+            results = map(self.callback, items) if progress is None else self._marked(items, start, progress.mark)
             error = _extended(outcome.values, results)
-            done = outcome.count - start
-            if error is None and (done == len(items) or gate.closed):
+            here = outcome.count - start
+            done += here
+            if error is None and (done == len(whole) or gate.closed or (progress is not None and progress.mark[2])):
                 return
             if error is None:
                 error = RuntimeError("the callback raised StopIteration")  # which ends a map quietly
-            self._again(items[done], error, 0 if done else used, outcome, gate, progress)
+            self._again(whole[done], error, 0 if done else used, outcome, gate, progress)
             del error
             if outcome.failures and self.policy.stops:
                 return
-            items, used = items[done + 1 :], 0
+            done += 1
+            items = whole[done:]
 
-    def _marked(self, items: Sequence[Any], offset: int, mark: Mark, gate: Gate) -> Iterator[Any]:
+    def _marked(self, items: Sequence[Any], offset: int, mark: Mark) -> Iterator[Any]:
         """The results, each item marked before it is worked on."""
         callback, timed = self.callback, self.policy.timeout is not None
         for number, item in enumerate(items, offset):
+            if mark[2]:
+                return
             if timed:
-                if gate.closed:  # this thread was left behind
-                    return
                 mark[1] = monotonic_ns()  # first: an old item with a new time is no harm
             mark[0] = number
             yield callback(item)
@@ -226,7 +256,8 @@ class Call:
             if progress is not None:
                 progress.mark[1] = monotonic_ns() + int(pause * 1e9)
                 progress.mark[0] = outcome.count
-            gate.pause(pause)
+            if not gate.pause(pause):
+                continue
             try:
                 outcome.values.append(self.callback(item))
                 break

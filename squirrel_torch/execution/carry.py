@@ -30,7 +30,11 @@ class Carried:
         kind = type(self._error)
         text = "".join(traceback.format_exception(self._error))
         named = (kind.__module__, kind.__qualname__, id(kind))
-        return _unpacked, (_bytes_of(self._error), named, f"{kind.__name__}: {self._error}", text)
+        try:
+            said = f"{kind.__name__}: {self._error}"
+        except Exception:  # noqa: BLE001  # there are such exceptions
+            said = kind.__name__
+        return _unpacked, (_bytes_of(self._error), named, said, text)
 
 
 def _bytes_of(error: BaseException) -> bytes | None:

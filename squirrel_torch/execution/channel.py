@@ -8,6 +8,7 @@ import pickle
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Channel", "SharedMemory"]
+__all__ = ["Channel", "ChannelClosed", "SharedMemory"]
 
 _LARGE: Final = 16_384
 """Buffers of so many bytes go through shared memory."""
@@ -27,6 +28,10 @@ _ROOM: Final = 256 << 20
 
 _ALIGNED: Final = 64
 _PIPE, _MEMORY, _NEW_MEMORY = 0, 1, 2
+
+
+class ChannelClosed(Exception):  # noqa: N818  # an event, as EOFError
+    """The other side is gone. No error of pickling is ever one of these."""
 
 
 class SharedMemory:
@@ -61,7 +66,8 @@ class SharedMemory:
             os.close(self.handle)
             self.handle = -1
             del self.bytes
-            self.memory.close()
+            with suppress(BufferError):  # somebody still looks at it: it goes when they do
+                self.memory.close()
 
 
 def _nameless() -> int:
@@ -100,8 +106,8 @@ class Channel:
         """Send `message`.
 
         Raises:
-            Exception: Whatever pickling raises, before anything was sent.
-            OSError: If the other side is gone.
+            ChannelClosed: If the other side is gone.
+            Exception: Whatever pickling raises; nothing has been sent then.
         """
         buffers: list[memoryview] = []
 
@@ -120,9 +126,15 @@ class Channel:
 
             try:
                 data = cloudpickle.dumps(message, 5, keep)
-            except Exception as error:  # the first error says it in pickle's well-known words
+            except Exception as error:
                 buffers.clear()
-                raise first from error
+                raise first from error  # the first error says it in pickle's well-known words
+        try:
+            self._write(data, buffers)
+        except (OSError, EOFError) as error:
+            raise ChannelClosed from error
+
+    def _write(self, data: bytes, buffers: Sequence[memoryview]) -> None:
         sizes = [view.nbytes for view in buffers]
         how = self._place(buffers) if buffers else _PIPE
         if how == _NEW_MEMORY and self._out is not None:
@@ -160,26 +172,33 @@ class Channel:
         """The next message, waited for. Arrays and tensors in it are copies that belong to the caller.
 
         Raises:
-            EOFError: If the other side is gone.
+            ChannelClosed: If the other side is gone.
             Exception: Whatever unpickling raises; the message has been read.
         """
+        try:
+            data, buffers = self._read()
+        except (OSError, EOFError) as error:
+            raise ChannelClosed from error
+        return pickle.loads(data, buffers=buffers)  # noqa: S301  # from the other end of our own pipe
+
+    def _read(self) -> tuple[memoryview, list[Any]]:
         data = memoryview(self._connection.recv_bytes())
         how, count = struct.unpack_from("<BQ", data)
         if how == _NEW_MEMORY:
+            handle = recv_handle(self._connection)
             if self._in is not None:
                 self._in.close()
-            self._in = SharedMemory(count, recv_handle(self._connection))
+            self._in = SharedMemory(count, handle)
             data = memoryview(self._connection.recv_bytes())
             how, count = struct.unpack_from("<BQ", data)
         sizes = struct.unpack_from(f"<{count}Q", data, 9)
-        buffers: list[Any] = []
         if how == _MEMORY and self._in is not None:
             shared = self._in.bytes
-            buffers = [shared[offset : offset + size].copy() for offset, size in zip(_offsets(sizes)[0], sizes, strict=True)]
+            offsets, _ = _offsets(sizes)
+            buffers: list[Any] = [shared[offset : offset + size].copy() for offset, size in zip(offsets, sizes, strict=True)]
         else:
-            for _ in sizes:
-                buffers.append(bytearray(self._connection.recv_bytes()))
-        return pickle.loads(data[9 + 8 * count :], buffers=buffers)  # noqa: S301  # from the other end of our own pipe
+            buffers = [bytearray(self._connection.recv_bytes()) for _ in sizes]
+        return data[9 + 8 * count :], buffers
 
     def close(self) -> None:
         """Close the pipe and let go of the memory."""
@@ -218,6 +237,7 @@ def _plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_conj()
         and not tensor.is_neg()
         and tensor.is_contiguous()
+        and not tensor.__dict__
     )
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from itertools import takewhile
-from multiprocessing import parent_process
+from multiprocessing import current_process, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import Any, Final
@@ -23,7 +23,7 @@ import torch
 
 from squirrel_torch.execution.call import Call, Outcome
 from squirrel_torch.execution.carry import Carried, carry_failures
-from squirrel_torch.execution.channel import Channel, SharedMemory
+from squirrel_torch.execution.channel import Channel, ChannelClosed, SharedMemory
 
 __all__ = ["DUMP_SIGNAL", "NO_ITEM", "Control", "serve"]
 
@@ -42,8 +42,7 @@ class Control:
 
     def __init__(self, handle: int | None = None) -> None:
         self.shared = SharedMemory(_STACK_AT + _STACK_ROOM, handle)
-        self._words = memoryview(self.shared.memory)[:24].cast("q")
-        self.mark = self._words[1:]
+        self.mark = memoryview(self.shared.memory)[:24].cast("q")
         if handle is None:
             self.mark[0] = NO_ITEM
 
@@ -52,17 +51,23 @@ class Control:
     @property
     def closed(self) -> bool:
         """Whether nothing new may be started."""
-        return self._words[0] != 0
+        return self.mark[2] != 0
 
     def close_gate(self) -> None:
         """Let nothing new be started."""
-        self._words[0] = 1
+        self.mark[2] = 1
 
-    def pause(self, seconds: float) -> None:
-        """Wait, unless the gate is being closed."""
+    def begins(self, part: list[Any]) -> None:
+        """Nothing: the mark says when to stop."""
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, unless the gate is being closed; whether it is still open."""
         end = time.monotonic() + seconds
-        while not self.closed and (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0:
+            if self.closed:
+                return False
             time.sleep(min(left, _NICE))
+        return not self.closed
 
     # as progress
 
@@ -90,7 +95,6 @@ class Control:
     def close(self) -> None:
         """Let go of the page."""
         self.mark.release()
-        self._words.release()
         self.shared.close()
 
 
@@ -108,6 +112,7 @@ def serve(connection: Connection, other: Connection | None, parent: int, start: 
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # callbacks may start processes of their own
     _die_with(parent)
     control = Control(recv_handle(connection))
     control.take_stacks()
@@ -117,15 +122,20 @@ def serve(connection: Connection, other: Connection | None, parent: int, start: 
     except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
         channel.send(Carried(error))
         return
-    with suppress(EOFError, OSError):  # the parent is gone
+    with suppress(ChannelClosed):  # the parent is gone
         channel.send(None)
         while (outcome := _worked_on(channel, call, control)) is not None:
-            try:
-                channel.send(outcome)
-            except OSError:
-                raise
-            except Exception:  # noqa: BLE001  # a result that can't be pickled
-                channel.send(_sendable(outcome))
+            _answer(channel, outcome)
+            del outcome
+
+
+def _answer(channel: Channel, outcome: Outcome) -> None:
+    try:
+        channel.send(outcome)
+    except ChannelClosed:
+        raise
+    except Exception:  # noqa: BLE001  # a result that can't be pickled
+        channel.send(_sendable(outcome))
 
 
 def _prepared(start: Any, seed: int) -> Call:
@@ -144,7 +154,7 @@ def _worked_on(channel: Channel, call: Call, control: Control) -> Outcome | None
     """The outcome of the next chunk, ready to be sent; None if there is none."""
     try:
         task = channel.receive()
-    except (EOFError, OSError):
+    except ChannelClosed:
         raise
     except Exception as error:  # noqa: BLE001  # an item that can't be unpickled here
         return carry_failures(Outcome(fatal=error))

@@ -124,19 +124,23 @@ def _recipe_of(executor: Any) -> Recipe:
 
 def _lives_here(executor: Any, home: int) -> bool:
     """Whether a live executor works in this process. After a fork its threads are not there, and everything would wait."""
+    if getattr(executor, "_shutdown", False) is True or getattr(executor, "_shutdown_thread", False) is True:
+        return True  # it says so itself
     if _is_dask_client(executor):
         helpers = [getattr(getattr(executor, "_loop_runner", None), "_loop_thread", None)]
-    else:
+    elif type(executor) in (ThreadPoolExecutor, ProcessPoolExecutor):
         helpers = [*getattr(executor, "_threads", ()), getattr(executor, "_executor_manager_thread", None)]
+    else:
+        helpers = []
     if any(isinstance(helper, Thread) and not helper.is_alive() for helper in helpers):
-        return getattr(executor, "_shutdown_thread", False) is True  # it says so itself
+        return False
     if isinstance(executor, ProcessPoolExecutor) and current_process().daemon:
         return False  # it may not start processes here
     return home == os.getpid()
 
 
 def choose_place(
-    executor: Any, call: Call, max_workers: int | Literal["auto"] | None, home: int
+    executor: Any, call: Call, max_workers: int | Literal["auto"] | None, buffer: int | Literal["auto"], home: int
 ) -> Callable[[LocalGate, Deliver], Place]:
     """What opens the place where `call` runs, in this process.
 
@@ -144,6 +148,7 @@ def choose_place(
         executor: As `async_map` was given it, or the recipe that was pickled in its place.
         call: The callback.
         max_workers: The number of workers of a place that is opened here; "auto" starts with few and may be changed.
+        buffer: How many items may be in flight.
         home: The process in which the executor was given.
 
     Raises:
@@ -151,7 +156,8 @@ def choose_place(
     """
     if _is_coroutine(call.callback):
         workers = 4 * _FIRST_GUESS if max_workers == "auto" else max_workers
-        return lambda gate, deliver: Coroutines(call, workers, MOST_BUFFER, gate, deliver)
+        most = MOST_BUFFER if buffer == "auto" else buffer
+        return lambda gate, deliver: Coroutines(call, workers, most, gate, deliver)
     if isinstance(executor, Executor) or _is_dask_client(executor):
         if _lives_here(executor, home):
             return _live(executor, call)

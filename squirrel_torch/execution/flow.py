@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Literal
 from weakref import WeakSet
 
-from squirrel_torch.execution.call import LocalGate, Outcome
+from squirrel_torch.errors import ClosedRunError, PipelineError
+from squirrel_torch.execution.call import LocalGate, Outcome, belongs_to, is_of
 from squirrel_torch.execution.sizing import ChunkSize
 from squirrel_torch.execution.tuning import MOST_BUFFER, Knob, Tuner
 from squirrel_torch.execution.work import Chunk, Deliver, Place
@@ -25,7 +26,7 @@ from squirrel_torch.execution.work import Chunk, Deliver, Place
 __all__ = ["Flow", "in_reader"]
 
 _END: Final = object()
-_INTERRUPT: Final = object()
+_WAKE: Final = object()
 
 _PATIENCE = 0.5
 """Seconds that the feeder gets to come back from the stages before when a stream is closed."""
@@ -101,7 +102,9 @@ class Flow:
         self._pid = os.getpid()
         self._closed = False
         self._gate = LocalGate()
-        self._upstream: WeakSet[Flow] = WeakSet()
+        # What the feeder asks just now, and whether it is closing something of its own: a stage before that is one of these.
+        self._asked: Flow | None = None
+        self._closing_inner = False
         # Between the feeder and the place. The lock is for those who form chunks.
         self._lock = threading.RLock()  # an executor may be done before `submit` returns, in the same thread
         self._pumping = False
@@ -109,11 +112,12 @@ class Flow:
         self._formed = 0
         self._outstanding = 0
         self._hungry = True
+        self._stalled = False
         self._pulled = 0
         self._pulled_all = False
         # Between the place and the consumer.
         self._pending: deque[Chunk] = deque()  # oldest first; only where the order is kept
-        self._finished: SimpleQueue[Any] = SimpleQueue()  # chunks that are back, calls for the reader, _END or _INTERRUPT
+        self._finished: SimpleQueue[Any] = SimpleQueue()  # chunks that are back, calls for the reader, _END or _WAKE
         self._received = 0
         self._ended = False
         # Between the consumer and the feeder.
@@ -130,24 +134,34 @@ class Flow:
                 cheap=lambda: self.sizing.fixed is None and self.sizing.size > 1,
             )
         _close_at_exit(self)
-        outer = _fed_here()
-        if outer is not None:
-            outer._upstream.add(self)
         # No thread of the flow holds the generator that holds the flow: an abandoned stream is closed at once.
         self._feeder = threading.Thread(target=self._feed, name=f"squirrel_torch_feeder_{next(_numbers)}", daemon=True)
-        self._feeder.start()
-        if outer is not None and outer._gate.closed:
-            self.interrupt()
+        try:
+            self._feeder.start()
+        except RuntimeError:
+            self.place.close()
+            raise
 
     # -- the consumer -------------------------------------------------------------------------------------------------
 
     def take(self) -> Chunk | None:
         """The next chunk that is done, waited for; None after the last. The chunk that was taken before is consumed now."""
+        if self._pid != os.getpid():
+            raise PipelineError(
+                f"this run belongs to process {self._pid}, of which this one ({os.getpid()}) is a fork: start its own"
+            )
         if self._taken:
             self._consumed.put(self._taken)
             self._taken = 0
         since = perf_counter()
-        chunk = self._oldest() if self._ordered else self._any()
+        outer = _fed_here()
+        if outer is not None:
+            outer._asked = self
+        try:
+            chunk = self._oldest() if self._ordered else self._any()
+        finally:
+            if outer is not None:
+                outer._asked = None
         if chunk is not None:
             self._taken = chunk.size
             if self._tuner is not None:
@@ -178,17 +192,22 @@ class Flow:
 
     def _wait(self) -> Any:
         """Wait for something to happen: the chunk that came back, True if it was something else, None at the end."""
-        if self._ended and self._received == self._formed and not self._filling:
+        if self._ended and self._is_empty():
             return None
+        outer = _fed_here()
+        if outer is not None and outer._gate.closed:
+            raise InterruptedFlow
         try:
-            # Chunks are held back until they are full, but not for ever.
-            event = self._finished.get(timeout=_GLANCE if self.sizing.size > 1 and not self._ended else None)
+            # Chunks are held back until they are full, and items while the feeder pulls several: but not for ever.
+            event = self._finished.get(timeout=None if self._ended else _GLANCE)
         except Empty:
             self._pump(part=True)
             return True
-        if event is _INTERRUPT:
-            self._finished.put(_INTERRUPT)  # for whoever asks again
-            raise InterruptedFlow
+        if event is _WAKE:
+            if self._gate.closed:
+                self._finished.put(_WAKE)  # for whoever asks again
+                raise InterruptedFlow
+            return True
         if event is _END:
             self._ended = True
             return True
@@ -199,6 +218,10 @@ class Flow:
         event.done = True
         return event
 
+    def _is_empty(self) -> bool:
+        with self._lock:
+            return self._received == self._formed and not self._filling
+
     # -- the place ----------------------------------------------------------------------------------------------------
 
     def _deliver(self, chunk: Chunk, outcome: Outcome) -> None:
@@ -208,13 +231,14 @@ class Flow:
         ends = outcome.fatal is not None or (self._stops and outcome.failures)
         with self._lock:
             self._outstanding -= 1
+            self._stalled = self._stalled or outcome.fatal is not None
             if outcome.count < len(chunk.items) and not ends and not self._gate.closed:
                 # It came back early: its items turned out to be slow. The rest travels one by one.
                 for offset in range(outcome.count, len(chunk.items)):
                     chunk.rest.append(Chunk(chunk.start + offset, [chunk.items[offset]], chunk.limit))
                 for part in chunk.rest:
                     self._outstanding += 1
-                    self.place.submit(part)
+                    self._submit(part)
         self._finished.put(chunk)
         self._pump()
 
@@ -230,7 +254,7 @@ class Flow:
                 return True  # further out in this thread
             self._pumping = True
             try:
-                while not self._gate.closed:
+                while not (self._gate.closed or self._stalled):
                     # Said before looking: an item that comes after the look finds it said.
                     self._hungry = self._outstanding < place.depth
                     size = min(sizing.size, len(filling)) if self._hungry else 0
@@ -241,22 +265,33 @@ class Flow:
                     self._outstanding += 1
                     if self._ordered:
                         self._pending.append(chunk)
-                    place.submit(chunk)
+                    self._submit(chunk)
             finally:
                 self._pumping = False
         return False
+
+    def _submit(self, chunk: Chunk) -> None:
+        try:
+            self.place.submit(chunk)
+        except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
+            self._outstanding -= 1
+            self._stalled = True
+            chunk.outcome = Outcome(fatal=error)
+            self._finished.put(chunk)
 
     # -- the feeder ---------------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
         _feeding.flow = self
+        belongs_to(self._gate)
         items = self._items
         assert items is not None  # noqa: S101  # set until here
         try:
             while (room := self._wanted()) and self._pull(items, room):
                 pass
         except InterruptedFlow:
-            pass
+            if not self._gate.closed:  # not this stream was closed, but one that it reads
+                self.error = ClosedRunError("a run that the source reads was closed by somebody else")
         except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
             # Without these frames: what is left are the frames of the stages before.
             self.error = error.with_traceback(_below(error.__traceback__, 2))
@@ -264,9 +299,11 @@ class Flow:
             self._items = None
             del items
             self._pulled_all = True
-            self._pump()
-            self._finished.put(_END)
-            _feeding.flow = None
+            try:
+                self._pump()
+            finally:
+                self._finished.put(_END)
+                _feeding.flow = None
 
     def _pull(self, items: Iterator[Any], room: int) -> bool:
         """Pull `room` items; whether there may be more."""
@@ -288,9 +325,6 @@ class Flow:
 
     def _has_ended(self) -> bool:
         """Whether fewer items came than were asked for."""
-        # Read in this order, while chunks are being formed, the sum may be too small, and never too large.
-        if self._formed + len(self._filling) >= self._pulled:
-            return False
         with self._lock:
             return self._formed + len(self._filling) < self._pulled
 
@@ -309,30 +343,40 @@ class Flow:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Start nothing more, and wake whoever waits, here and in the stages before."""
+        """Start nothing more, and wake whoever waits, here and in the stage before."""
         self._gate.close()
         self._hungry = True  # or the feeder would not look
         self._consumed.put(0)
-        self._finished.put(_INTERRUPT)
-        for flow in list(self._upstream):
-            flow.interrupt()
+        self._finished.put(_WAKE)
+        asked = self._asked
+        if asked is not None:
+            asked._finished.put(_WAKE)
 
     def close(self) -> None:
         """End it: what is queued never runs, what runs is waited for, what was opened is closed. Can be called twice.
 
-        The feeder gets half a second to come back from the stages before. If it does not (a source that waits for the
-        network), it is left to end by itself, whenever that is, and pulls nothing more.
+        The feeder gets half a second to come back from the stages before, and longer if these have callbacks that run. If it
+        does not (a source that waits for the network), it is left to end by itself when it comes back.
         """
         if self._closed or self._pid != os.getpid():  # inherited by a fork: the threads are not here
             return
         self._closed = True
-        self.interrupt()
-        deadline = monotonic() + _PATIENCE
+        # Collected as garbage in a thread of its own: it can't wait for itself.
+        wait = not is_of(self._gate)
+        outer = _fed_here()
+        if outer is not None:
+            outer._closing_inner = True
         try:
-            self.place.close()
+            self.interrupt()
+            deadline = monotonic() + _PATIENCE
+            self.place.close(wait=wait)
+            while wait and self._feeder.is_alive() and monotonic() < deadline:
+                self._feeder.join(_GLANCE)
+                if self._closing_inner:
+                    deadline = monotonic() + _PATIENCE
         finally:
-            if self._feeder is not threading.current_thread():
-                self._feeder.join(max(0.0, deadline - monotonic()))
+            if outer is not None:
+                outer._closing_inner = False
             self._pending.clear()
             self._filling.clear()
 
@@ -361,6 +405,7 @@ def _below(traceback: TracebackType | None, frames: int) -> TracebackType | None
 
 # -- the end of the process --------------------------------------------------------------------------------------------
 
+_opening = threading.Lock()
 _watching: int | None = None
 
 
@@ -374,7 +419,9 @@ def _close_at_exit(flow: Flow) -> None:
 
 
 def _close_all() -> None:
-    for flow in list(_open):
+    with _opening:
+        flows = list(_open)
+    for flow in flows:
         flow.close()
 
 

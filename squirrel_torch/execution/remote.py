@@ -14,7 +14,7 @@ from squirrel_torch.execution.call import Call, Gate, LocalGate, Outcome
 from squirrel_torch.execution.carry import carry_failures
 from squirrel_torch.execution.watch import attended
 
-__all__ = ["SMALL", "RemoteCall", "work_on", "work_on_bytes"]
+__all__ = ["SMALL", "RemoteCall", "by_value", "work_on", "work_on_bytes"]
 
 SMALL: Final = 16_384
 """Pickled calls of so many bytes may go along with each chunk."""
@@ -29,9 +29,15 @@ class RemoteCall:
     """A call that may be pickled many times and is carried once.
 
     Pickled, it is a token and the bytes of the call, or the name of a temporary file that holds them if they are many.
+
+    Args:
+        call: The call.
+        by_name: Whether the other side has the main module of this process, as children of multiprocessing do: what it
+            defines goes by its name. A class that goes by value is another class over there.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, by_name: bool) -> None:
+        self._by_name = by_name
         self.call: Call | None = call
         self.problem: Exception | None = None
         self.arrived = False
@@ -42,9 +48,7 @@ class RemoteCall:
     def __reduce__(self) -> Any:
         with self._lock:
             if self._payload is None:
-                import cloudpickle
-
-                data = cloudpickle.dumps(self.call)  # the other side may know a script's own functions by no name
+                data = pickle.dumps(self.call) if self._by_name else by_value(self.call)
                 self._payload = data if len(data) <= SMALL else _to_file(data)
         return _arrived, (self._token, self._payload)
 
@@ -53,6 +57,24 @@ class RemoteCall:
         with self._lock:
             if isinstance(self._payload, str):
                 Path(self._payload).unlink(missing_ok=True)
+
+
+def by_value(call: Call | None) -> bytes:
+    """`call` as bytes for processes that do not have the main module of this one."""
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(None if call is None else _Plain(call))
+    return data
+
+
+class _Plain:
+    """A call on its way without what it does itself when it is pickled."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __reduce__(self) -> Any:
+        return Call, (self._call.callback, self._call.policy)
 
 
 def _to_file(data: bytes) -> str:

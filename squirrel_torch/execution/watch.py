@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic_ns
 from typing import Any, Protocol
 
-from squirrel_torch.execution.call import Call, Gate, Mark, Outcome, Policy
+from squirrel_torch.execution.call import Call, Gate, Mark, Outcome, Policy, belongs_to
 
 __all__ = ["Lost", "ThreadVessel", "Vessel", "attend", "attended"]
 
@@ -62,8 +62,8 @@ def attend(vessel: Vessel, items: Sequence[Any], policy: Policy, gate: Gate, lim
         if kills == 2 or not (lost.killed or policy.tries_again(lost.error, used)):
             outcome.fail(lost.error)
             break
-        if not lost.killed:
-            gate.pause(policy.pause(used))
+        if not lost.killed and not gate.pause(policy.pause(used)):
+            break
         try:
             outcome.add(vessel.run([item], used, limit))
             break
@@ -88,20 +88,22 @@ class _Watched:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._left_behind = False
-        self.mark: Mark = [0, monotonic_ns()]
+        self.mark: Mark = [0, monotonic_ns(), 0]
         self._outcome = Outcome()
 
     @property
     def closed(self) -> bool:
-        return self._left_behind or self._gate.closed
+        return bool(self.mark[2]) or self._gate.closed
+
+    def begins(self, part: list[Any]) -> None:
+        """Nothing: the mark says when to stop."""
 
     def leave(self) -> None:
-        """Let the thread do nothing more when it comes back."""
-        self._left_behind = True
+        """Let the thread start no further item."""
+        self.mark[2] = 1
 
-    def pause(self, seconds: float) -> None:
-        self._gate.pause(seconds)
+    def pause(self, seconds: float) -> bool:
+        return self._gate.pause(seconds)
 
     def begin(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -121,6 +123,7 @@ class ThreadVessel:
         self._inbox: SimpleQueue[Any] | None = None
         self._replies: SimpleQueue[Outcome] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._watched: _Watched | None = None
 
     def run(self, items: Sequence[Any], used: int, limit: float) -> Outcome:
         """Work on `items`. Raises Lost when one takes longer than the time limit."""
@@ -129,7 +132,7 @@ class ThreadVessel:
             name = threading.current_thread().name + "_timed"
             self._thread = threading.Thread(target=self._work, args=(self._inbox, self._replies), name=name, daemon=True)
             self._thread.start()
-        watched = _Watched(self._gate)
+        watched = self._watched = _Watched(self._gate)
         self._inbox.put((items, limit, used, watched))
         timeout = self._call.policy.timeout
         left = inf if timeout is None else timeout
@@ -137,13 +140,14 @@ class ThreadVessel:
             try:
                 return self._replies.get(timeout=None if left == inf else left)
             except Empty:
-                offset, since = watched.mark
+                offset, since, _ = watched.mark
                 left = left if timeout is None else timeout - (monotonic_ns() - since) / 1e9
                 if left <= 0:
                     watched.leave()
                     raise Lost(offset, self._hung(items[offset]), watched.before(offset)) from None
 
     def _work(self, inbox: SimpleQueue[Any], replies: SimpleQueue[Outcome]) -> None:
+        belongs_to(self._gate)
         while (task := inbox.get()) is not None:
             items, limit, used, watched = task
             replies.put(self._call.run(items, watched, limit, used, watched))
@@ -158,6 +162,12 @@ class ThreadVessel:
         own = [place for place, entry in enumerate(entries) if entry.filename == Call.run.__code__.co_filename]
         stack = "".join(traceback.format_list(entries[own[-1] + 1 if own else 0 :]))
         return self._call.too_long(item, "its thread", stack)
+
+    def stop(self) -> None:
+        """Start no further item. Called from another thread."""
+        watched = self._watched
+        if watched is not None:
+            watched.leave()
 
     def close(self) -> None:
         """Let the thread end; one that hangs has been left behind before."""

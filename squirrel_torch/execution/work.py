@@ -78,5 +78,8 @@ class Place(Protocol):
     def submit(self, chunk: Chunk) -> None:
         """Have the callback work on the chunk; the outcome is delivered later, from any thread. Does not block."""
 
-    def close(self) -> None:
-        """Start nothing more, wait for the calls that run, give back what was opened. Can be called twice."""
+    def close(self, *, wait: bool = True) -> None:
+        """Start nothing more and give back what was opened; wait for the calls that run, unless told not to.
+
+        It is told not to in a thread of the place itself.
+        """

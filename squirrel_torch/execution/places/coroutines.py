@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from squirrel_torch.execution.call import Call, LocalGate, Outcome
+from squirrel_torch.execution.call import Call, LocalGate, Outcome, belongs_to
 from squirrel_torch.execution.work import Chunk, Deliver
 
 __all__ = ["Coroutines"]
@@ -105,6 +105,7 @@ class Coroutines:
         raise self._call.too_long(item, "its task", stack.getvalue())
 
     def _serve(self) -> None:
+        belongs_to(self._gate)
         asyncio.set_event_loop(self._loop)
         try:
             while not self._gate.closed:
@@ -124,12 +125,12 @@ class Coroutines:
         await self._loop.shutdown_asyncgens()
         await self._loop.shutdown_default_executor()
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Cancel all tasks; they get half a second to end. What they run in the loop's own threads is waited for."""
         self._gate.close()
         self._waiting.clear()
         if self._thread.is_alive():
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._loop.stop)
-            if self._thread is not threading.current_thread():
+            if wait:
                 self._thread.join()

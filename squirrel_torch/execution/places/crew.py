@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from itertools import count
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Protocol
 
-from squirrel_torch.execution.call import Call, Gate, LocalGate, Outcome
+from squirrel_torch.execution.call import Call, Gate, LocalGate, Outcome, belongs_to
 from squirrel_torch.execution.watch import ThreadVessel, attend
 from squirrel_torch.execution.work import Chunk, Deliver
 
@@ -72,22 +72,27 @@ class Crew:
     def submit(self, chunk: Chunk) -> None:
         """Queue it; one more thread is started if all are busy."""
         self._submitted += 1
-        self._inbox.put(chunk)
         number = len(self._threads)
         if number < self.workers and self._submitted - self._delivered > number:
             thread = threading.Thread(target=self._work, args=(number,), name=f"{self._name}_{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # there are too many in the system: those that there are will do
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
+        self._inbox.put(chunk)
 
     def _work(self, number: int) -> None:
         runner: Runner | None = None
         inbox, gate, deliver = self._inbox, self._gate, self._deliver
+        belongs_to(gate)
         try:
             while (chunk := inbox.get()) is not None and not gate.closed:
                 try:
                     if runner is None:
-                        runner = self._make_runner()
-                        self._runners.append(runner)
+                        runner = self._with_runner()
                     outcome = runner.run(chunk.items, chunk.limit)
                 except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
                     outcome = Outcome(fatal=error)
@@ -96,28 +101,28 @@ class Crew:
                 del chunk, outcome
                 if number >= self.workers:  # there are to be fewer
                     self._threads.remove(threading.current_thread())
-                    break
+                    return
+            inbox.put(None)  # for the next, however many there are
         finally:
             if runner is not None:
                 runner.close()
 
-    def close(self) -> None:
-        """Drop what is queued, wait for what runs."""
+    def _with_runner(self) -> Runner:
+        runner = self._make_runner()
+        self._runners.append(runner)
+        if self._gate.closed:  # whoever closed it may not have seen the runner
+            runner.stop()
+        return runner
+
+    def close(self, *, wait: bool = True) -> None:
+        """Drop what is queued; wait for what runs, unless told not to."""
         self._gate.close()
         for runner in list(self._runners):
             runner.stop()
-        threads = list(self._threads)
-        for _ in threads:
-            self._inbox.put(None)
-        for thread in threads:
-            # A stream that is collected as garbage may be so in any thread, one of its own included.
-            if thread is not threading.current_thread():
+        self._inbox.put(None)
+        if wait:
+            for thread in list(self._threads):
                 thread.join()
-        try:
-            while True:
-                self._inbox.get_nowait()
-        except Empty:
-            pass
 
 
 class _ThreadRunner:
@@ -134,7 +139,8 @@ class _ThreadRunner:
         return attend(self._vessel, items, self._call.policy, self._gate, limit)
 
     def stop(self) -> None:
-        """The gate says it."""
+        if self._vessel is not None:
+            self._vessel.stop()
 
     def close(self) -> None:
         if self._vessel is not None:

@@ -13,12 +13,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-import cloudpickle
-
 from squirrel_torch.describe import describe_callable, describe_item
 from squirrel_torch.errors import ExecutorLostError, WorkerDiedError
-from squirrel_torch.execution.call import Call, LocalGate, Outcome
-from squirrel_torch.execution.remote import SMALL, work_on_bytes
+from squirrel_torch.execution.call import Call, LocalGate, Outcome, belongs_to
+from squirrel_torch.execution.remote import SMALL, by_value, work_on_bytes
 from squirrel_torch.execution.work import Chunk, Deliver
 from squirrel_torch.metrics import size_of
 
@@ -72,7 +70,7 @@ class DaskCluster:
         self._gate = gate
         self._deliver = deliver
         self._token = uuid4().hex
-        self._bytes = cloudpickle.dumps(call)
+        self._bytes = by_value(call)
         self._payload: Any = self._bytes
         self._sent: dict[Future, Chunk] = {}
         self._losses: dict[int, int] = {}  # by the chunk's first item
@@ -106,6 +104,7 @@ class DaskCluster:
     # -- in the thread that collects ----------------------------------------------------------------------------------
 
     def _collect(self) -> None:
+        belongs_to(self._gate)
         heard = monotonic()
         while not self._gate.closed:
             done = self._done()
@@ -204,10 +203,10 @@ class DaskCluster:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Cancel what is queued. What runs on workers can't be stopped, and is not waited for."""
         self._gate.close()
-        if self._thread is not threading.current_thread():
+        if wait:
             self._thread.join(2 * _LOOK)
         alive = not sys.is_finalizing() and self._client.status == "running"
         if alive and self._sent:

@@ -10,8 +10,8 @@ import select
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.reduction import send_handle
@@ -22,9 +22,9 @@ from weakref import WeakSet
 import torch
 
 from squirrel_torch.describe import describe_callable, describe_item
-from squirrel_torch.errors import WorkerDiedError
+from squirrel_torch.errors import PipelineError, WorkerDiedError
 from squirrel_torch.execution.call import Call, LocalGate, Outcome
-from squirrel_torch.execution.channel import Channel
+from squirrel_torch.execution.channel import Channel, ChannelClosed
 from squirrel_torch.execution.child import DUMP_SIGNAL, NO_ITEM, Control, serve
 from squirrel_torch.execution.places.crew import Crew
 from squirrel_torch.execution.watch import Lost, attend
@@ -52,6 +52,8 @@ _children: WeakSet[_Child] = WeakSet()
 
 def _forget() -> None:
     """In a process that was forked meanwhile: keep nothing open that belongs to the children of the other."""
+    global _starting
+    _starting = threading.Lock()  # the other may have been starting one
     for child in list(_children):
         with suppress(Exception):
             child.let_go()
@@ -59,6 +61,19 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def _one_at_a_time(gate: LocalGate) -> Iterator[None]:
+    """Start one process at a time, so that none inherits what belongs to another that is being started."""
+    lock = _starting
+    while not lock.acquire(timeout=_LOOK / 20):
+        if gate.closed:
+            raise ChannelClosed
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def processes(
@@ -137,45 +152,52 @@ class _ProcessVessel:
 
     def run(self, items: Sequence[Any], used: int, limit: float) -> Outcome:
         """Work on `items`. Raises Lost when one takes longer than the time limit, or the process dies."""
+        child = self._given(items, used, limit)
+        if child is None or self._gate.closed:
+            return Outcome()
+        if isinstance(child, Exception):
+            return self._alone(items, used, limit, child)
+        call = self._recipe.call
+        try:
+            outcome: Outcome = child.reply(call.policy.timeout)
+        except _Hangs as hangs:
+            stack = child.stack()
+            self.drop()
+            raise Lost(hangs.offset, call.too_long(items[hangs.offset], "its process", stack)) from None
+        except ChannelClosed:
+            offset = max(child.control.mark[0], 0)
+            how = self.drop()
+            what = describe_callable(call.callback)
+            died = WorkerDiedError(f"{what} took two processes with it ({how}) on the item {describe_item(items[offset])}")
+            raise Lost(offset, died, killed=True) from None
+        except Exception as error:  # noqa: BLE001  # a result that can't be unpickled here
+            return self._alone(items, used, limit, error)
+        if outcome.fatal is not None:  # an item that can't be unpickled over there
+            return self._alone(items, used, limit, outcome.fatal)
+        return outcome
+
+    def _given(self, items: Sequence[Any], used: int, limit: float) -> _Child | Exception | None:
+        """A process that has been given the items; or what pickling them raised; None when the stream is closed."""
         for _ in range(_IDLE_DEATHS):
+            if self._gate.closed:
+                return None
             child = self._child = self._child or _Child(self._recipe, self._gate)
             try:
                 child.channel.send((items, used, limit))
-                break
-            except OSError:  # it died while it had nothing to do
+            except ChannelClosed:  # it died while it had nothing to do
                 self.drop()
             except Exception as error:  # noqa: BLE001  # raised where the stream is consumed
-                return self._unsendable(items, used, limit, error)
-        else:
-            raise WorkerDiedError(
-                f"{_IDLE_DEATHS} processes died before they were given an item: see what they wrote to stderr"
-            )
-        try:
-            outcome: Outcome = child.reply(self._recipe.call.policy.timeout)
-        except TimeoutError:
-            offset = max(child.control.mark[0], 0)
-            stack = child.stack()
-            self.drop()
-            raise Lost(offset, self._recipe.call.too_long(items[offset], "its process", stack)) from None
-        except EOFError:
-            offset = max(child.control.mark[0], 0)
-            how = self.drop()
-            what = describe_callable(self._recipe.call.callback)
-            died = WorkerDiedError(f"{what} took two processes with it ({how}) on the item {describe_item(items[offset])}")
-            raise Lost(offset, died, killed=True) from None
-        if isinstance(outcome.fatal, BaseException) and len(items) > 1 and not outcome.count:
-            # An item could not be read over there: which one, shows when they go one by one.
-            return self.run(items[:1], used, limit)
-        if outcome.fatal is not None and not outcome.count:
-            return Outcome(failures=[(0, outcome.fatal)])
-        return outcome
+                return error
+            else:
+                return child
+        raise WorkerDiedError(f"{_IDLE_DEATHS} processes died with nothing to do: see what they wrote to stderr")
 
-    def _unsendable(self, items: Sequence[Any], used: int, limit: float, error: Exception) -> Outcome:
-        """The outcome of items of which one can't be pickled."""
+    def _alone(self, items: Sequence[Any], used: int, limit: float, error: BaseException) -> Outcome:
+        """The outcome where something could not be pickled: which item it is, shows when they go one by one."""
         if len(items) > 1:
-            return self.run(items[:1], used, limit)  # the others will come back, one by one
+            return self.run(items[:1], used, limit)  # the others will come back
         outcome = Outcome()
-        outcome.fail(error)
+        outcome.fail(error.with_traceback(None))
         return outcome
 
     def drop(self) -> str:
@@ -197,6 +219,14 @@ class _ProcessVessel:
             child.end()
 
 
+class _Hangs(Exception):  # noqa: N818  # an event
+    """A process has been at one item for too long."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
 class _Child:
     """A process, started; the way to talk to it, and to see what it does.
 
@@ -206,21 +236,28 @@ class _Child:
     """
 
     def __init__(self, recipe: _Recipe, gate: LocalGate) -> None:
-        context = recipe.context
+        context, start = recipe.context, recipe.load()
         number = next(_numbers)
-        with _starting:
-            here, there = context.Pipe()
-            self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
-                target=serve,
-                args=(there, here if recipe.forks else None, os.getpid(), recipe.load(), recipe.seed + number),
-                name=f"squirrel_torch_process_{number}",
-                daemon=True,
-            )
-            _start(self.process)
-            there.close()
-            self.channel = Channel(here, self.process.pid or 0)
+        try:
             self.control = Control()
-            _children.add(self)
+        except OSError as error:
+            raise PipelineError(f"a process for async_map needs a page of memory to share, and has none: {error}") from None
+        try:
+            with _one_at_a_time(gate):
+                here, there = context.Pipe()
+                self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
+                    target=serve,
+                    args=(there, here if recipe.forks else None, os.getpid(), start, recipe.seed + number),
+                    name=f"squirrel_torch_process_{number}",
+                    daemon=True,
+                )
+                _start(self.process)
+                there.close()
+        except BaseException:
+            self.control.close()
+            raise
+        self.channel = Channel(here, self.process.pid or 0)
+        _children.add(self)
         self._poll = select.poll() if hasattr(select, "poll") else None
         if self._poll is not None:
             self._poll.register(here.fileno(), select.POLLIN)
@@ -228,32 +265,32 @@ class _Child:
         try:
             send_handle(here, self.control.shared.handle, self.process.pid)
             said = self.reply(None, gate)
-        except (EOFError, OSError):
+        except (ChannelClosed, OSError):
             raise WorkerDiedError(_NOT_READY.format(self.kill(), context.get_start_method())) from None
         if said is not None:
             self.kill()
             raise said
+        if gate.closed:
+            self.control.close_gate()
 
     def reply(self, timeout: float | None, gate: LocalGate | None = None) -> Any:
         """What it says next.
 
         Raises:
-            TimeoutError: If it has been at one item for more than `timeout` seconds.
-            EOFError: If it has died, or `gate` is closed.
+            _Hangs: If it has been at one item for more than `timeout` seconds.
+            ChannelClosed: If it has died, or `gate` is closed.
+            Exception: Whatever unpickling raises.
         """
         while True:
-            offset, since = self.control.mark
+            offset, since, _ = self.control.mark
             spent = 0.0 if offset == NO_ITEM else (monotonic_ns() - since) / 1e9
             if timeout is not None and spent >= timeout:
-                raise TimeoutError
+                raise _Hangs(offset)
             look = _LOOK if gate is None else _LOOK / 20
             if self._ready(look if timeout is None else min(look, timeout - spent)):
-                try:
-                    return self.channel.receive()
-                except OSError as error:
-                    raise EOFError from error
+                return self.channel.receive()
             if (not self.process.is_alive() and not self._ready(0)) or (gate is not None and gate.closed):
-                raise EOFError
+                raise ChannelClosed
 
     def _ready(self, seconds: float) -> bool:
         if self._poll is None:
@@ -293,7 +330,7 @@ class _Child:
 
     def end(self) -> None:
         """Let it end."""
-        with suppress(OSError):
+        with suppress(ChannelClosed):
             self.channel.send(None)
         self.process.join(_PATIENCE)
         self.kill()

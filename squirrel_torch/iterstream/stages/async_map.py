@@ -96,7 +96,7 @@ class AsyncMap(Stage[T, U]):
     def _results(self, items: Iterator[T], report: StageReport) -> Iterator[U]:
         position, asking = 0, False  # read by messages: results given so far; whether the stages before were asked
         policy = Policy(self.timeout, self.retries, self.retry_on, self.backoff, stops=self.on_error == "raise")
-        place = choose_place(self.executor, Call(self.callback, policy), self.max_workers, self._home)
+        place = choose_place(self.executor, Call(self.callback, policy), self.max_workers, self.buffer, self._home)
         chunksize = None if self.chunksize == "auto" else self.chunksize
         tuner = Tuner.of(self.max_workers, self.buffer, report.chosen)
         with Flow(
@@ -107,9 +107,10 @@ class AsyncMap(Stage[T, U]):
                 values, failures = chunk.outcome.values, chunk.outcome.failures
                 if not failures:
                     report.items += len(values)
-                if len(values) == 1 == chunk.size:  # nothing is kept of what may be large
-                    yield values.pop()
-                    position += 1
+                    chunk.items.clear()  # nothing is kept of what may be large
+                    if len(values) == 1:
+                        yield values.pop()
+                        position += 1
                 if failures:
                     for value in self._surviving(chunk, report):
                         yield value
@@ -180,7 +181,6 @@ class AsyncMap(Stage[T, U]):
 def _lost(chunk: Chunk) -> None:
     """Raise what ended the place: it is not about one item."""
     error, chunk.outcome.fatal = chunk.outcome.fatal, None
-    position = chunk.start  # noqa: F841  # read by messages
     try:
         if error is not None:
             raise error
