@@ -147,9 +147,7 @@ class Flow:
     def take(self) -> Chunk | None:
         """The next chunk that is done, waited for; None after the last. The chunk that was taken before is consumed now."""
         if self._pid != os.getpid():
-            raise PipelineError(
-                f"this run belongs to process {self._pid}, of which this one ({os.getpid()}) is a fork: start its own"
-            )
+            raise PipelineError(f"this run belongs to process {self._pid}, this is a fork of it: iterate the pipeline here")
         if self._taken:
             self._consumed.put(self._taken)
             self._taken = 0

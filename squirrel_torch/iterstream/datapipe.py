@@ -100,7 +100,10 @@ def iterated_by_dataloader(pipe: Any, caller: FrameType | None) -> bool:
 
     In a worker of a DataLoader it is enough that the pipe is part of the pipe that the DataLoader was given.
     """
-    if caller is not None and isinstance(caller.f_locals.get("self"), _IterDataPipeSerializationWrapper):
+    # Looking at the locals of a frame keeps them alive with it: never at those of a user.
+    wrapper = _IterDataPipeSerializationWrapper
+    own = caller if caller is not None and caller.f_globals.get("__name__") == wrapper.__module__ else None
+    if own is not None and isinstance(own.f_locals.get("self"), wrapper):
         return True
     worker = get_worker_info()
     if worker is None or not isinstance(worker.dataset, _IterDataPipeSerializationWrapper):

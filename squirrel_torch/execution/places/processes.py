@@ -317,6 +317,7 @@ class _Child:
             self.process.kill()
         self.process.join()
         code = self.process.exitcode
+        self.process.close()  # its descriptors would else wait for the garbage collector
         self.let_go()
         if code is not None and code < 0:
             with suppress(ValueError):
