@@ -372,6 +372,7 @@ class Flow:
                 self._feeder.join(_GLANCE)
                 if self._closing_inner:
                     deadline = monotonic() + _PATIENCE
+            self.place.close(wait=wait)  # the feeder may have been starting one more thread
         finally:
             if outer is not None:
                 outer._closing_inner = False

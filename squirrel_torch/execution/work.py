@@ -81,5 +81,5 @@ class Place(Protocol):
     def close(self, *, wait: bool = True) -> None:
         """Start nothing more and give back what was opened; wait for the calls that run, unless told not to.
 
-        It is told not to in a thread of the place itself.
+        It is called twice, and told not to wait in a thread of the place itself.
         """
