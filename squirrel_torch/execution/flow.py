@@ -35,7 +35,7 @@ _GLANCE = 0.01
 """Seconds after which a consumer that waits looks for items of a chunk that is not full yet."""
 
 _QUICK = 1e-3
-_PART = 128
+_PART = 256
 
 _popleft = deque.popleft
 _numbers = count()

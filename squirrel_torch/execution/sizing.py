@@ -13,7 +13,7 @@ class ChunkSize:
 
     A chunk should take about ten times as long as sending it costs, so that sending is a tenth of the work. What counts is the
     slowest but one of the last chunks, about one for each worker: a slow item holds up those behind it in its chunk, but a
-    thread that had to wait for its turn once is no slow item. It grows at most twofold at a time, and shrinks at once. When
+    thread that had to wait for its turn once is no slow item. It grows at most fourfold at a time, and shrinks at once. When
     items that were fast become slow in the middle of a chunk, the callee gives back the rest of it after `limit` seconds.
 
     Args:
@@ -43,4 +43,4 @@ class ChunkSize:
         wanted = self._worth / max(sorted(last)[-2], 1e-9)
         # Where all that may be in flight is worth less than two chunks, workers beside each other gain nothing.
         most = self.buffer // 2 if wanted * 2 > self.buffer else self.buffer // (self.workers + 1)
-        self.size = max(1, min(int(wanted) + 1 if wanted > 1 else 1, most, 2 * self.size))
+        self.size = max(1, min(int(wanted) + 1 if wanted > 1 else 1, most, 4 * self.size))

@@ -163,4 +163,4 @@ def threads(
             initializer(*initargs)
         return _ThreadRunner(call, gate)
 
-    return Crew(make_runner, workers, most_workers, 20e-6, gate, deliver)
+    return Crew(make_runner, workers, most_workers, 50e-6, gate, deliver)
