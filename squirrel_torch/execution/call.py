@@ -211,9 +211,7 @@ class Call:
         outcome.seconds = now - began
         return outcome
 
-    def _work(
-        self, items: Sequence[Any], end: int, outcome: Outcome, gate: Gate, used: int, progress: Progress | None
-    ) -> None:
+    def _work(self, items: Sequence[Any], end: int, outcome: Outcome, gate: Gate, used: int, progress: Progress | None) -> None:
         """Put the outcome of the items up to `end` onto `outcome`; where a failure ends the stream, up to that."""
         while (start := outcome.count) < end:
             part = list(items[start:end])
