@@ -253,11 +253,11 @@ class _Child:
                 )
                 _start(self.process)
                 there.close()
+                self.channel = Channel(here, self.process.pid or 0)
+                _children.add(self)
         except BaseException:
             self.control.close()
             raise
-        self.channel = Channel(here, self.process.pid or 0)
-        _children.add(self)
         self._poll = select.poll() if hasattr(select, "poll") else None
         if self._poll is not None:
             self._poll.register(here.fileno(), select.POLLIN)
@@ -326,6 +326,7 @@ class _Child:
 
     def let_go(self) -> None:
         """Close what is shared with it."""
+        _children.discard(self)  # first: a fork in between must not close these numbers, which may be others' by then
         self.channel.close()
         self.control.close()
 
