@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -37,26 +38,23 @@ def to_portable(state: dict[str, Any], *, inside: bool = False) -> dict[str, Any
         state: The attributes of an object.
         inside: Whether tuples and dicts among them may hold callables too.
     """
-    portable = {key: _portable(value) for key, value in state.items()}
-    if inside:
-        for key, value in state.items():
-            if type(value) is tuple:
-                portable[key] = tuple(map(_portable, value))
-            elif type(value) is dict:
-                portable[key] = to_portable(value)
-    return portable
+    return _changed(state, _portable, inside=inside)
 
 
 def from_portable(state: dict[str, Any], *, inside: bool = False) -> dict[str, Any]:
     """What `to_portable` was given; `inside` as it was there."""
-    loaded = {key: _loaded(value) for key, value in state.items()}
+    return _changed(state, _loaded, inside=inside)
+
+
+def _changed(state: dict[str, Any], change: Callable[[Any], Any], *, inside: bool) -> dict[str, Any]:
+    changed = {key: change(value) for key, value in state.items()}
     if inside:
         for key, value in state.items():
             if type(value) is tuple:
-                loaded[key] = tuple(map(_loaded, value))
+                changed[key] = tuple(map(change, value))
             elif type(value) is dict:
-                loaded[key] = from_portable(value)
-    return loaded
+                changed[key] = _changed(value, change, inside=False)
+    return changed
 
 
 def _loaded(value: Any) -> Any:

@@ -5,7 +5,6 @@ Run as ``python tests/benchmarks/execution.py [--rounds N] [--only NAME] [--json
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import mmap
 import multiprocessing
@@ -19,14 +18,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, cycle, islice
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
-from rig import Claim, Contender, Table, Times, environment, measure, report, write_json
+from rig import Claim, Contender, Table, Times, command_line
 from stream import CORE, OURS, at_most, core_source, inc
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -761,26 +759,5 @@ TABLES: dict[str, Callable[[ExitStack], Table]] = {
 }
 
 
-def main() -> None:
-    """Measure, and print a table each."""
-    parser = argparse.ArgumentParser(description="What it costs to have callbacks run elsewhere, next to peers.")
-    parser.add_argument("--rounds", type=int, default=3, help="times that everyone is measured (default 3)")
-    parser.add_argument("--only", default="", metavar="NAME", help=f"the tables whose names start so: {', '.join(TABLES)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
-    options = parser.parse_args()
-    chosen = [name for name in TABLES if name.startswith(options.only)]
-    if not chosen or options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, and --only the start of one of {', '.join(TABLES)}")
-    print(", ".join(f"{name} {found}" for name, found in environment().items()), f"; {options.rounds} rounds", sep="")
-    results = {}
-    for name in chosen:
-        with ExitStack() as resources:
-            table = TABLES[name](resources)
-            results[name] = table, measure(table, options.rounds)
-        print(f"\n{report(*results[name])}", flush=True)
-    if options.json is not None:
-        write_json(options.json, results)
-
-
 if __name__ == "__main__":
-    main()
+    command_line("What it costs to have callbacks run elsewhere, next to peers.", TABLES, rounds=3)

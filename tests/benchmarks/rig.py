@@ -6,13 +6,14 @@ number, nor with a time of another round: figures are medians of ratios taken wi
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
 import platform
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-__all__ = ["Claim", "Contender", "Table", "Times", "environment", "exhaust", "measure", "report", "write_json"]
+__all__ = ["Claim", "Contender", "Table", "Times", "command_line", "environment", "exhaust", "measure", "report", "write_json"]
 
 
 def exhaust(stream: Iterable[Any]) -> None:
@@ -228,3 +229,30 @@ def write_json(path: Path, results: Mapping[str, tuple[Table, Times]]) -> None:
         for name, (table, times) in results.items()
     }
     path.write_text(json.dumps({"environment": environment(), "tables": tables}, indent=2) + "\n")
+
+
+def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Table]], rounds: int) -> None:
+    """Measure the tables that are asked for, and print each.
+
+    Args:
+        description: What they are about.
+        tables: What makes each, by name; what it opens it puts onto the stack, which is closed behind it.
+        rounds: How often everyone is measured, unless told otherwise.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"times that everyone is measured (default {rounds})")
+    parser.add_argument("--only", default="", metavar="NAME", help=f"the tables whose names start so: {', '.join(tables)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
+    options = parser.parse_args()
+    chosen = [name for name in tables if name.startswith(options.only)]
+    if not chosen or options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, and --only the start of one of {', '.join(tables)}")
+    print(", ".join(f"{name} {found}" for name, found in environment().items()), f"; {options.rounds} rounds", sep="")
+    results = {}
+    for name in chosen:
+        with ExitStack() as resources:
+            table = tables[name](resources)
+            results[name] = table, measure(table, options.rounds)
+        print(f"\n{report(*results[name])}", flush=True)
+    if options.json is not None:
+        write_json(options.json, results)

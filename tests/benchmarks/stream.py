@@ -5,16 +5,14 @@ Run as ``python tests/benchmarks/stream.py [--rounds N] [--only NAME] [--json FI
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from rig import Claim, Contender, Table, Times, environment, measure, report, write_json
+from rig import Claim, Contender, Table, Times, command_line
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.datapipes.iter import IterableWrapper
 
@@ -360,25 +358,6 @@ TABLES: dict[str, Callable[[], Table]] = {
 }
 
 
-def main() -> None:
-    """Measure, and print a table each."""
-    parser = argparse.ArgumentParser(description="What the stream itself costs, next to plain Python and to peers.")
-    parser.add_argument("--rounds", type=int, default=7, help="times that everyone is measured (default 7)")
-    parser.add_argument("--only", default="", metavar="NAME", help=f"the tables whose names start so: {', '.join(TABLES)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
-    options = parser.parse_args()
-    chosen = [name for name in TABLES if name.startswith(options.only)]
-    if not chosen or options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, and --only the start of one of {', '.join(TABLES)}")
-    print(", ".join(f"{name} {found}" for name, found in environment().items()), f"; {options.rounds} rounds", sep="")
-    results = {}
-    for name in chosen:
-        table = TABLES[name]()
-        results[name] = table, measure(table, options.rounds)
-        print(f"\n{report(*results[name])}", flush=True)
-    if options.json is not None:
-        write_json(options.json, results)
-
-
 if __name__ == "__main__":
-    main()
+    tables = {name: lambda _, make=make: make() for name, make in TABLES.items()}
+    command_line("What the stream itself costs, next to plain Python and to peers.", tables, rounds=7)
