@@ -124,6 +124,35 @@ def check(address, scheduler):
     )
 
 
+@pytest.mark.parametrize("request_of", ["gather", "scatter"])
+def test_a_scheduler_that_is_lost_while_it_is_asked(request_of, tmp_path):
+    passes(
+        f"""
+def check(address, scheduler):
+    from distributed import Client
+    from squirrel_torch.execution.places import dask
+    dask._SILENCE = 1.0
+    original = Client.{request_of}
+    def stopped(self, *arguments, **options):
+        scheduler.send_signal(signal.SIGSTOP)
+        return original(self, *arguments, **options)
+    items = [np.zeros(300_000) for _ in range(100)]
+    run = iter(IterableSource(items).async_map(slow, executor=address, buffer=4))
+    next(run)
+    Client.{request_of} = stopped
+    start = time.monotonic()
+    try:
+        list(run)
+    except ExecutorLostError as error:
+        assert address in str(error), error
+    else:
+        raise AssertionError
+    assert time.monotonic() - start < 20
+""",
+        tmp_path,
+    )
+
+
 @pytest.mark.keeps_threads
 def test_no_scheduler(monkeypatch):
     from squirrel_torch import ExecutorLostError, IterableSource

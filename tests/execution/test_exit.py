@@ -50,8 +50,9 @@ def test_interrupt(tmp_path):
         f"""{STREAM}
 import threading
 run = stream()
-print(next(run), flush=True)
+first = next(run)
 try:
+    print(first, flush=True)
     list(run)
 except KeyboardInterrupt:
     print("interrupted", len(started) < 90, [t.name for t in threading.enumerate() if t is not threading.main_thread()])

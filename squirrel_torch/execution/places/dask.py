@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from asyncio import CancelledError as AsyncCancelledError
@@ -21,6 +22,8 @@ from squirrel_torch.execution.work import Chunk, Deliver
 from squirrel_torch.metrics import size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from distributed import Future as DaskFuture
 
     Future = DaskFuture[Any]
@@ -84,14 +87,14 @@ class DaskCluster:
     def _scatter_call(self) -> None:
         if len(self._bytes) > SMALL:
             # To all workers, so that losing one does not lose it.
-            self._payload = self._client.scatter(self._bytes, broadcast=True, hash=False)
+            self._payload = self._answer(self._client.scatter(self._bytes, broadcast=True, hash=False, asynchronous=True))
 
     def submit(self, chunk: Chunk) -> None:
         """Have a worker work on it."""
         try:
             items: Any = chunk.items
             if sum(map(size_of, items)) > _LARGE:
-                items = self._client.scatter([items], hash=False)[0]
+                items = self._answer(self._client.scatter([items], hash=False, asynchronous=True))[0]
             # Two equal calls are two calls: dask would otherwise make them one, whatever the callback does.
             future = self._client.submit(work_on_bytes, self._token, self._payload, items, chunk.limit, pure=False)
         except Exception as error:  # noqa: BLE001  # raised where the stream is consumed
@@ -129,7 +132,7 @@ class DaskCluster:
     def _gather(self, futures: list[Future]) -> None:
         finished = [future for future in futures if future.status == "finished"]
         try:
-            outcomes = self._client.gather(finished)
+            outcomes = self._answer(self._client.gather(finished, asynchronous=True))
         except Exception:  # noqa: BLE001  # one of them was lost meanwhile: which, shows when they are asked one by one
             outcomes = [None] * len(finished)
         gathered = dict(zip(finished, outcomes, strict=True))
@@ -177,6 +180,20 @@ class DaskCluster:
         outcome = Outcome()
         outcome.fail(WorkerDiedError(f"{what}: {error}"))
         return outcome
+
+    def _answer(self, request: Coroutine[Any, Any, Any]) -> Any:
+        """What the cluster answers, however long it takes: a scheduler that is there is waited for, one that is not raises."""
+        future = asyncio.run_coroutine_threadsafe(request, self._client.loop.asyncio_loop)
+        while True:
+            try:
+                return future.result(_SILENCE)
+            except TimeoutError:
+                if future.done():
+                    raise
+                lost = self._is_lost() or self._is_silent()
+                if lost is not None or self._gate.closed:
+                    future.cancel()
+                    raise lost or ExecutorLostError("the stream was closed") from None
 
     def _is_lost(self) -> ExecutorLostError | None:
         if self._client.status == "running":
