@@ -8,6 +8,8 @@ IterableSource(store.keys()).shuffle(1000).split_by_rank().async_map(store.get).
 
 from squirrel_torch.errors import (
     ClosedRunError,
+    CorruptDataError,
+    DatasetExistsError,
     ExecutorLostError,
     ExhaustedSourceError,
     MissingDependencyError,
@@ -15,6 +17,7 @@ from squirrel_torch.errors import (
     PyTorchSplittingException,
     SampleEncodingError,
     SampleNotFoundError,
+    SchemaError,
     ShardingError,
     SquirrelTorchError,
     StageTimeout,
@@ -46,6 +49,8 @@ __all__ = [
     "ClosedRunError",
     "Composable",
     "Context",
+    "CorruptDataError",
+    "DatasetExistsError",
     "ExecutorLostError",
     "ExhaustedSourceError",
     "FilePathGenerator",
@@ -61,6 +66,7 @@ __all__ = [
     "Run",
     "SampleEncodingError",
     "SampleNotFoundError",
+    "SchemaError",
     "Shard",
     "ShardingError",
     "Split",

@@ -11,7 +11,10 @@
     |   `-- TooManyFailuresError   more items failed than `max_failures` allows
     |-- StoreError                 a store can't do what it was asked
     |   |-- SampleNotFoundError    no sample under this key (also a KeyError)
-    |   `-- SampleEncodingError    the sample holds something a store can't keep (also a TypeError)
+    |   |-- SampleEncodingError    the sample holds something a store can't keep (also a TypeError)
+    |   |-- SchemaError            samples of one dataset differ in their fields or types (also a TypeError)
+    |   |-- CorruptDataError       bytes of a store or a file are not what was written
+    |   `-- DatasetExistsError     there is a dataset already where one should be written (also a FileExistsError)
     `-- MissingDependencyError     an optional package is not installed (also an ImportError)
 
 Wrong arguments are plain ``ValueError`` and ``TypeError``, raised on the line that wrote them. An exception of a user's
@@ -20,6 +23,8 @@ callback is never wrapped: it keeps its type and traceback and gains one note.
 
 __all__ = [
     "ClosedRunError",
+    "CorruptDataError",
+    "DatasetExistsError",
     "ExecutorLostError",
     "ExhaustedSourceError",
     "MissingDependencyError",
@@ -27,6 +32,7 @@ __all__ = [
     "PyTorchSplittingException",
     "SampleEncodingError",
     "SampleNotFoundError",
+    "SchemaError",
     "ShardingError",
     "SquirrelTorchError",
     "StageTimeout",
@@ -98,6 +104,21 @@ class SampleNotFoundError(StoreError, KeyError):
 
 class SampleEncodingError(StoreError, TypeError):
     """A sample holds something that a store can't keep; the message names the place and the type."""
+
+
+class SchemaError(StoreError, TypeError):
+    """Samples of one dataset differ in their fields or types; the message names the field, the types and the sample."""
+
+
+class CorruptDataError(StoreError):
+    """Bytes of a store or a file are not what was written: truncated, changed, swapped, missing or made to harm."""
+
+
+class DatasetExistsError(StoreError, FileExistsError):
+    """There is a dataset already where a new one should be written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class MissingDependencyError(SquirrelTorchError, ImportError):

@@ -762,10 +762,10 @@ class Composable(DataPipe[T_co]):
             >>> from squirrel_torch import IterableSource
             >>> from squirrel_torch.storage import MemoryStore
             >>> IterableSource([1, 2, 3]).sink(MemoryStore())
-            Written(samples=3)
+            Written(rows=3, shards=(), bytes=0)
         """
         written = self.async_map(store_writer(store), buffer, max_workers)
-        return Written(samples=sum(1 for _ in written))
+        return Written(rows=sum(1 for _ in written))
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

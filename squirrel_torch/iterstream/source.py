@@ -22,7 +22,7 @@ from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
-from squirrel_torch.storage import Store
+from squirrel_torch.storage import PartOfRows, Readable, Store
 
 if TYPE_CHECKING:
     import random
@@ -111,14 +111,24 @@ class IterableSource(Source[T_co]):
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         source = self.source
         lifetime.reads(self, lambda: 0)  # what an earlier pass has counted is past
-        if isinstance(source, Store):
-            return self._fetched(source.get, shard.of(source.keys()), shard)
+        if isinstance(source, Readable):
+            return self._read(source._part(shard), lifetime, shard)
         if hasattr(type(source), "__iter__"):
             self._prepare_foreign(source, context, lifetime)
             return self._counted(self._owned(source, lifetime), lifetime, shard)
         if callable(source):
             return self._made(source(), context, lifetime, shard)
         return self._fetched(source.__getitem__, iter(range(shard.index, len(source), shard.count)), shard)
+
+    def _read(self, part: Iterator[T_co], lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
+        """The items of `shard`, as a store or a file gives them."""
+        if isinstance(part, PartOfRows):
+            lifetime.reads(self, part.position)
+            return part
+        lifetime.opened(self, 0, part)
+        counter = count(1)
+        lifetime.reads(self, lambda: max(0, shard.index + shard.count * (next(counter) - 2) + 1))
+        return compress(part, counter)
 
     def _fetched(self, fetch: Callable[[Any], T_co], keys: Iterator[Any], shard: Shard) -> Iterator[T_co]:
         """The items of `shard`, each asked for by its key: those of other shards are never made."""

@@ -2,6 +2,6 @@
 
 from squirrel_torch.storage.memory import MemoryStore
 from squirrel_torch.storage.sample import check_sample
-from squirrel_torch.storage.store import Store, Written, store_reader, store_writer
+from squirrel_torch.storage.store import PartOfRows, Readable, Store, Written, store_reader, store_writer
 
-__all__ = ["MemoryStore", "Store", "Written", "check_sample", "store_reader", "store_writer"]
+__all__ = ["MemoryStore", "PartOfRows", "Readable", "Store", "Written", "check_sample", "store_reader", "store_writer"]

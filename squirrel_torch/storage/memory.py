@@ -23,6 +23,8 @@ class MemoryStore(Store):
         ({'label': 3}, 1, False)
     """
 
+    shared = False
+
     def __init__(self) -> None:
         self._samples: dict[str, Any] = {}
 
@@ -41,6 +43,11 @@ class MemoryStore(Store):
             raise SampleNotFoundError(f"no sample under {key!r} in {self!r}") from None
 
     def __delitem__(self, key: str) -> None:
+        """Remove the sample under `key`.
+
+        Raises:
+            SampleNotFoundError: If there is none.
+        """
         try:
             del self._samples[key]
         except (KeyError, TypeError):

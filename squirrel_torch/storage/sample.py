@@ -10,7 +10,9 @@ from squirrel_torch.errors import SampleEncodingError
 
 __all__ = ["check_sample"]
 
-_LEAVES = (bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), torch.Tensor)
+_LEAVES = (bool, int, float, complex, str, bytes, bytearray, memoryview, type(None))
+_DTYPE_KINDS = "biufcmMSU"
+_OF_THIS_MACHINE = ("f16", "f12", "c32", "c24")  # long doubles differ between machines
 _MAX_DEPTH = 64
 
 
@@ -24,11 +26,10 @@ def check_sample(value: Any) -> None:
 
 
 def _check(value: Any, path: tuple[Any, ...], checked: set[int]) -> None:
-    if isinstance(value, _LEAVES) or id(value) in checked:
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        _check_array(value, path)
+    elif isinstance(value, _LEAVES) or id(value) in checked:
         return
-    if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.hasobject:
-            raise _error(path, f"a numpy array of dtype {value.dtype}", "arrays of Python objects can't be kept; use lists")
     elif len(path) >= _MAX_DEPTH:
         raise _error(path[:3], f"nested more than {_MAX_DEPTH} deep", "flatten it, or look for a container that holds itself")
     elif isinstance(value, dict | list | tuple):
@@ -41,6 +42,14 @@ def _check(value: Any, path: tuple[Any, ...], checked: set[int]) -> None:
             f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", ""),
             "a store keeps numbers, text, bytes, None, numpy arrays, torch tensors, and dicts, lists and tuples of these",
         )
+
+
+def _check_array(value: Any, path: tuple[Any, ...]) -> None:
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_quantized:
+            raise _error(path, f"a tensor of layout {value.layout}, dtype {value.dtype}", "only dense tensors can be kept")
+    elif value.dtype.kind not in _DTYPE_KINDS or value.dtype.str[1:] in _OF_THIS_MACHINE:
+        raise _error(path, f"a numpy array of dtype {value.dtype}", "use one of numbers or text, or lists and dicts of them")
 
 
 def _parts(container: Any, path: tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:

@@ -1,14 +1,18 @@
 """The contract of a store."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar, Protocol, Self
 from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
+from squirrel_torch.sharding import WHOLE, Shard
 
-__all__ = ["Keys", "Store", "Written", "check_key", "store_reader", "store_writer"]
+__all__ = ["Blocks", "Keys", "PartOfRows", "Readable", "Store", "Written", "check_key", "store_reader", "store_writer"]
 
 
 @dataclass(frozen=True)
@@ -16,10 +20,14 @@ class Written:
     """What a `sink` wrote.
 
     Args:
-        samples: How many samples.
+        rows: How many samples.
+        shards: The names of the files that hold them, where the store has any.
+        bytes: The size of these files; 0 where the store has none.
     """
 
-    samples: int
+    rows: int
+    shards: tuple[str, ...] = ()
+    bytes: int = 0
 
 
 class Keys:
@@ -28,7 +36,7 @@ class Keys:
     An iteration gives the keys that were there when it started.
     """
 
-    def __init__(self, store: "Store") -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     def __iter__(self) -> Iterator[str]:
@@ -44,12 +52,70 @@ class Keys:
         return f"<{len(self)} keys of {self._store!r}>"
 
 
-class Store(ABC):
+class PartOfRows(chain[Any]):
+    """A part of the rows of a store, at the speed of an `itertools.chain` over blocks of them.
+
+    Args:
+        blocks: Gives each block's rows, and may be asked for batches of columns instead.
+    """
+
+    blocks: Blocks
+
+    def __new__(cls, blocks: Blocks) -> Self:
+        """Chain the rows of the blocks."""
+        part: Self = cls.from_iterable(blocks.rows())  # type: ignore[assignment]  # typeshed has it give the base class
+        part.blocks = blocks
+        return part
+
+    def position(self) -> int:
+        """How many rows of the whole have been passed."""
+        return self.blocks.position()
+
+    def collated(self, size: int, drop_last: bool) -> Iterator[Any] | None:
+        """Batches of `size` rows, each what torch's `default_collate` makes of them; None if rows have to be made for that."""
+        return self.blocks.collated(size, drop_last)
+
+
+class Blocks(Protocol):
+    """A part of the rows of a store, block by block."""
+
+    def rows(self) -> Iterator[Iterator[Any]]:
+        """The rows of each block."""
+
+    def position(self) -> int:
+        """How many rows of the whole have been passed."""
+
+    def collated(self, size: int, drop_last: bool) -> Iterator[Any] | None:
+        """See `PartOfRows.collated`."""
+
+
+class Readable(ABC):
+    """Samples in one fixed order, as often readable as one likes."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abstractmethod
+    def _part(self, shard: Shard) -> Iterator[Any]:
+        """The samples of `shard`, in order; those of other shards are not made, nor read where that can be helped.
+
+        A generator, or a `PartOfRows`: messages ask how many were read.
+        """
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._part(WHOLE)
+
+
+class Store(Readable):
     """Samples under keys. All methods may be called from several threads at once.
 
     Samples are numbers, text, bytes, None, numpy arrays, torch tensors, and dicts, lists and tuples of these, nested as one
-    likes; the keys of dicts are text.
+    likes; the keys of dicts are text. A store that is iterated gives its samples, in the order of its keys.
     """
+
+    shared: ClassVar[bool] = True
+    """Whether what one process writes is there for the others."""
 
     @abstractmethod
     def set(self, value: Any, key: str | None = None) -> str:
@@ -57,13 +123,15 @@ class Store(ABC):
 
         Args:
             value: The sample.
-            key: Its key; a sample that has it already is replaced. By default a new one, which no other process makes.
+            key: Its key. A sample that has it already is replaced, or the store raises: see there. By default a new one,
+                which no other process makes.
 
         Returns:
             The key.
 
         Raises:
             SampleEncodingError: If the sample holds something that a store can't keep.
+            StoreError: If the key can't be one.
         """
 
     @abstractmethod
@@ -75,18 +143,6 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def __delitem__(self, key: str) -> None:
-        """Remove the sample under `key`.
-
-        Raises:
-            SampleNotFoundError: If there is none.
-        """
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """The number of samples."""
-
-    @abstractmethod
     def __contains__(self, key: object) -> bool:
         """Whether there is a sample under `key`."""
 
@@ -94,9 +150,45 @@ class Store(ABC):
     def _iterate_keys(self) -> Iterator[str]:
         """The keys that are there now."""
 
+    def set_many(self, values: Iterable[Any], keys: Iterable[str] | None = None) -> list[str]:
+        """Keep samples; see `set`.
+
+        Args:
+            values: The samples.
+            keys: A key for each. By default new ones.
+
+        Returns:
+            The keys.
+
+        Raises:
+            ValueError: If there are more samples than keys, or more keys than samples.
+        """
+        if keys is None:
+            return [self.set(value) for value in values]
+        return [self.set(value, key) for value, key in zip(values, keys, strict=True)]
+
+    def get_many(self, keys: Iterable[str]) -> list[Any]:
+        """The samples under `keys`, in the order of the keys.
+
+        Raises:
+            SampleNotFoundError: If there is none under one of them.
+        """
+        return [self.get(key) for key in keys]
+
+    def contains_many(self, keys: Iterable[object]) -> list[bool]:
+        """For each of `keys`, whether there is a sample under it."""
+        return [key in self for key in keys]
+
     def keys(self) -> Keys:
         """The keys: sized, and as often iterable as one likes."""
         return Keys(self)
+
+    def flush(self) -> None:
+        """Make all that was set readable, by this process and others. Most stores do that in `set`."""
+
+    def _part(self, shard: Shard) -> Iterator[Any]:
+        for key in shard.of(self.keys()):
+            yield self.get(key)
 
     @staticmethod
     def _new_key() -> str:

@@ -124,7 +124,7 @@ class TestSamples:
 class TestSinkAndPrefetch:
     def test_sink_writes_at_once_and_says_how_many(self):
         store = MemoryStore()
-        assert IterableSource(range(250)).sink(store) == Written(samples=250)
+        assert IterableSource(range(250)).sink(store) == Written(rows=250)
         assert sorted(IterableSource(store).collect()) == list(range(250))
 
     def test_a_sample_that_can_not_be_kept_names_place_and_item(self):
