@@ -43,7 +43,7 @@ from squirrel_torch.iterstream import (
 )
 from squirrel_torch.metrics import MetricsConf
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage import MemoryStore, Store, Written
+from squirrel_torch.storage import MemoryStore, ShardStore, Store, Written
 
 __all__ = [
     "ClosedRunError",
@@ -68,6 +68,7 @@ __all__ = [
     "SampleNotFoundError",
     "SchemaError",
     "Shard",
+    "ShardStore",
     "ShardingError",
     "Split",
     "SplitByRank",

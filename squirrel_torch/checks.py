@@ -1,8 +1,10 @@
 """Checks of arguments: each says the rule and the value, on the line where the chain is written."""
 
+import re
 from numbers import Integral, Real
 
 __all__ = [
+    "bytes_from",
     "require_at_least",
     "require_callable",
     "require_epoch",
@@ -51,3 +53,33 @@ def require_positive_seconds(name: str, value: object) -> None:
     require_seconds(name, value)
     if value == 0:
         raise ValueError(f"{name} must be more than 0 seconds, got {value!r}")
+
+
+_BYTES = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+}
+
+
+def bytes_from(name: str, value: object) -> int:
+    """A number of bytes, from an integer or a text such as "64MB" or "1.5 GiB".
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is less than 1, or the text is none of these.
+    """
+    if not isinstance(value, str):
+        require_at_least(name, value, 1)
+        return int(value)  # type: ignore[call-overload, no-any-return]  # an Integral, by the line above
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)?\s*", value)
+    size = 0 if match is None else int(float(match[1]) * _BYTES[match[2] or ""])
+    if size < 1:
+        raise ValueError(f"{name} must be a number of bytes such as 1000000, '64MB' or '50GB', got {value!r}")
+    return size

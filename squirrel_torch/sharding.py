@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from squirrel_torch.checks import require_at_least, require_int
 from squirrel_torch.errors import ShardingError
 
-__all__ = ["WHOLE", "CarriedShard", "Shard", "carry_rank", "rank_shard", "worker_shard"]
+__all__ = ["WHOLE", "CarriedShard", "Shard", "can_gather", "carry_rank", "gathered", "rank_shard", "worker_shard"]
 
 T = TypeVar("T")
 
@@ -118,3 +118,20 @@ def worker_shard() -> Shard:
     """This process's place among the workers of its DataLoader; 0 of 1 outside of one."""
     info = get_worker_info()
     return Shard() if info is None else Shard(info.id, info.num_workers)
+
+
+def can_gather() -> bool:
+    """Whether the ranks can tell one another something: torch.distributed is initialized."""
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def gathered(value: T) -> list[T]:
+    """The `value` of each rank, in their order. All ranks have to call it; one process alone gets its own.
+
+    It travels by pickle, between processes of one job.
+    """
+    if not can_gather() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -14,6 +14,7 @@ from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
 from squirrel_torch.iterstream.oneshot import OneShot
 from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
+from squirrel_torch.iterstream.sink import write_stream
 from squirrel_torch.iterstream.stage import Context, Split, Stage
 from squirrel_torch.iterstream.stages import (
     AsyncMap,
@@ -42,7 +43,7 @@ from squirrel_torch.metrics import MetricsConf, MetricsType
 from squirrel_torch.portable import by_value, from_portable, importable, to_portable
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage import Store, Written, store_reader, store_writer
+from squirrel_torch.storage import Store, Written, store_reader
 
 if TYPE_CHECKING:
     import random
@@ -744,19 +745,38 @@ class Composable(DataPipe[T_co]):
         """
         return self.async_map(store_reader(store), buffer, max_workers)
 
-    def sink(self, store: Store, buffer: int = 100, max_workers: int | None = None) -> Written:
-        """Write all items of the stream into a store, now, by a pool of threads.
+    def sink(
+        self,
+        store: Store,
+        buffer: int = 100,
+        max_workers: int | None = None,
+        executor: ExecutorLike = None,
+        progress: bool = False,
+        resume: str | None = None,
+    ) -> Written:
+        """Write all items of the stream into a store, now, in parallel.
+
+        A store of shards gets whole shards, and all of them at once when the stream has ended: until then nothing can be
+        seen of them. Under several ranks the stream has to be split by rank; they commit together, so
+        torch.distributed must be initialized.
 
         Args:
             store: Gives each sample a key of its own.
-            buffer: At most this many samples are being written.
-            max_workers: Threads of the pool; None is Python's default.
+            buffer: At most this many samples are being written. Of shards there are two for each worker at most.
+            max_workers: Workers that write; None is Python's default, for shards as many as there are processors, up to 4.
+            executor: Where is written, see `async_map`: threads by default, "process", a dask client or address, ...
+            progress: Show a bar with the rows that are written.
+            resume: A name for the job, for stores of shards. A job that was killed goes on when it is started again with the
+                same stream, the same name and as many ranks: what it has written is read from the stream and left out.
 
         Returns:
-            How many samples were written.
+            What was written: rows, and names and bytes of shards. Under several ranks what this one has written.
 
         Raises:
             SampleEncodingError: If a sample holds something that the store can't keep.
+            SchemaError: If the samples differ in their fields or types and the store keeps one schema.
+            DatasetExistsError: If the store has a dataset already and was not opened to append or overwrite.
+            ShardingError: If several ranks would each write the whole stream.
 
         Example:
             >>> from squirrel_torch import IterableSource
@@ -764,8 +784,7 @@ class Composable(DataPipe[T_co]):
             >>> IterableSource([1, 2, 3]).sink(MemoryStore())
             Written(rows=3, shards=(), bytes=0)
         """
-        written = self.async_map(store_writer(store), buffer, max_workers)
-        return Written(rows=sum(1 for _ in written))
+        return write_stream(self, store, buffer, max_workers, executor, progress, resume)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,7 @@ class IterableSource(Source[T_co]):
     def _read(self, part: Iterator[T_co], lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         """The items of `shard`, as a store or a file gives them."""
         if isinstance(part, PartOfRows):
+            lifetime.opened(self, 0, part.source)
             lifetime.reads(self, part.position)
             return part
         lifetime.opened(self, 0, part)

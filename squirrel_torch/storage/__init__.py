@@ -2,6 +2,20 @@
 
 from squirrel_torch.storage.memory import MemoryStore
 from squirrel_torch.storage.sample import check_sample
-from squirrel_torch.storage.store import PartOfRows, Readable, Store, Written, store_reader, store_writer
+from squirrel_torch.storage.shards import ShardStore
+from squirrel_torch.storage.store import Group, Keys, PartOfRows, Readable, Store, Writing, Written, require_store, store_reader
 
-__all__ = ["MemoryStore", "PartOfRows", "Readable", "Store", "Written", "check_sample", "store_reader", "store_writer"]
+__all__ = [
+    "Group",
+    "Keys",
+    "MemoryStore",
+    "PartOfRows",
+    "Readable",
+    "ShardStore",
+    "Store",
+    "Writing",
+    "Written",
+    "check_sample",
+    "require_store",
+    "store_reader",
+]

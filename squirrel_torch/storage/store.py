@@ -12,7 +12,19 @@ from uuid import uuid4
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE, Shard
 
-__all__ = ["Blocks", "Keys", "PartOfRows", "Readable", "Store", "Written", "check_key", "store_reader", "store_writer"]
+__all__ = [
+    "Blocks",
+    "Group",
+    "Keys",
+    "PartOfRows",
+    "Readable",
+    "Store",
+    "Writing",
+    "Written",
+    "check_key",
+    "require_store",
+    "store_reader",
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,59 @@ class Keys:
         return f"<{len(self)} keys of {self._store!r}>"
 
 
+@dataclass(frozen=True)
+class Group:
+    """Samples of a stream that are written together.
+
+    Args:
+        first: The number of the first of them in the stream.
+        samples: At least one.
+    """
+
+    first: int
+    samples: list[Any]
+
+
+class Writing:
+    """A stream on its way into a store that writes each sample by itself. `sink` drives it.
+
+    Args:
+        store: Where the samples go.
+    """
+
+    holds: int | None = None
+    """How many groups a worker may have before it, so that the memory is bounded; None for what the user says."""
+
+    resumed = 0
+    """How many samples have been written by an earlier run of the same job."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows = 0
+
+    def groups(self, items: Iterator[Any]) -> Iterator[Any]:
+        """What is written in one go."""
+        return items
+
+    @property
+    def write(self) -> Callable[[Any], Any]:
+        """Writes a group, in whatever process; what it returns comes back to `receive`."""
+        return self._store.set
+
+    def receive(self, first: int, result: Any) -> int:
+        """Take what `write` has returned for the group that begins with item `first`; how many samples that was."""
+        self._rows += 1
+        return 1
+
+    def commit(self) -> Written:
+        """Make it all readable."""
+        self._store.flush()
+        return Written(rows=self._rows)
+
+    def abort(self) -> None:
+        """Writing has failed."""
+
+
 class PartOfRows(chain[Any]):
     """A part of the rows of a store, at the speed of an `itertools.chain` over blocks of them.
 
@@ -60,11 +125,14 @@ class PartOfRows(chain[Any]):
     """
 
     blocks: Blocks
+    source: Iterator[Any]
+    """The generator of the blocks. To close it gives back what was opened."""
 
     def __new__(cls, blocks: Blocks) -> Self:
         """Chain the rows of the blocks."""
-        part: Self = cls.from_iterable(blocks.rows())  # type: ignore[assignment]  # typeshed has it give the base class
-        part.blocks = blocks
+        source = blocks.rows()
+        part: Self = cls.from_iterable(source)  # type: ignore[assignment]  # typeshed has it give the base class
+        part.blocks, part.source = blocks, source
         return part
 
     def position(self) -> int:
@@ -186,6 +254,14 @@ class Store(Readable):
     def flush(self) -> None:
         """Make all that was set readable, by this process and others. Most stores do that in `set`."""
 
+    def _writing(self, job: str | None) -> Writing:
+        """How `sink` writes into it."""
+        if job is not None:
+            raise ValueError(
+                f"{type(self).__name__} can't resume a job, it writes each sample by itself: leave resume={job!r} out"
+            )
+        return Writing(self)
+
     def _part(self, shard: Shard) -> Iterator[Any]:
         for key in shard.of(self.keys()):
             yield self.get(key)
@@ -207,26 +283,17 @@ def check_key(key: object) -> str:
     return key
 
 
-def store_writer(store: Store) -> Callable[[Any], str]:
-    """The function that `sink` calls with each sample.
-
-    Raises:
-        TypeError: If `store` is not a store.
-    """
-    _require_store("sink", store)
-    return store.set
-
-
 def store_reader(store: Store) -> Callable[[str], Any]:
     """The function that `prefetch` calls with each key.
 
     Raises:
         TypeError: If `store` is not a store.
     """
-    _require_store("prefetch", store)
+    require_store("prefetch", store)
     return store.get
 
 
-def _require_store(method: str, store: object) -> None:
+def require_store(method: str, store: object) -> None:
+    """Raise TypeError unless `store` is a store."""
     if not isinstance(store, Store):
         raise TypeError(f"{method} needs a store, a subclass of squirrel_torch.Store, got {store!r} ({type(store).__name__})")

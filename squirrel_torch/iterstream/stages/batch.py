@@ -1,14 +1,17 @@
 """Several items in, one list out: batches and sliding windows."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, ClassVar, TypeVar
 
+from torch.utils.data import default_collate
+
 from squirrel_torch.checks import require_at_least, require_callable
-from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.storage import PartOfRows
 
 __all__ = ["Batched", "Sliding"]
 
@@ -17,7 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batched(Stage[T, Any]):
-    """Lists of `size` items, or what `collation_fn` makes of them. Order: kept. Holds: one batch. State: none."""
+    """Lists of `size` items, or what `collation_fn` makes of them.
+
+    With torch's `default_collate` right behind a store that keeps columns, batches are made from these.
+
+    Order: kept. Holds: one batch. State: none.
+    """
 
     size: int
     collation_fn: Callable[[list[T]], Any] | None = None
@@ -28,6 +36,14 @@ class Batched(Stage[T, Any]):
         require_at_least("batchsize", self.size, 1)
         if self.collation_fn is not None:
             require_callable("collation_fn", self.collation_fn)
+
+    def start(self, upstream: Iterable[T], context: Context) -> Iterator[Any]:
+        items = iter(upstream)
+        if self.collation_fn is default_collate and isinstance(items, PartOfRows):
+            batches = items.collated(self.size, self.drop_last)
+            if batches is not None:
+                return batches
+        return self.apply(items)
 
     def apply(self, items: Iterator[T]) -> Iterator[Any]:
         size, collate = self.size, self.collation_fn

@@ -1,0 +1,175 @@
+"""Copies of remote shards on a local disk, shared by all processes of a machine.
+
+Who may do what is settled by locks of the kernel (flock), which a process that dies gives back:
+
+* a lock of the shard's name, while it is looked up and downloaded: nobody downloads what another one is downloading;
+* a shared lock on the copy, while it is read: whoever needs room takes only copies that it can lock for itself alone;
+* a lock on the temporary file, while it is written: one that can be locked is left over from a process that is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from squirrel_torch.errors import CorruptDataError
+from squirrel_torch.storage.shards.shard import OpenShard, ShardEntry, check_size, check_sum, open_local
+
+__all__ = ["ShardCache"]
+
+_log = logging.getLogger(__name__)
+_TEMPORARY: Final = "tmp-"
+
+
+class ShardCache:
+    """A folder of copies.
+
+    Args:
+        folder: Made if it is not there, for this user alone.
+        limit: Bytes that the copies may take together; None is no limit.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int | None) -> None:
+        self._folder = Path(folder).expanduser().absolute()
+        self._limit = limit
+
+    def open(self, entry: ShardEntry, download: Callable[[], bytes], verify: str) -> OpenShard | None:
+        """A shard, read from its copy, which is made if need be; None if there is no room for one.
+
+        A copy whose bytes have changed is fetched again, once.
+
+        Raises:
+            CorruptDataError: If what is downloaded is not what the manifest lists.
+            StoreError: If it can't be downloaded.
+        """
+        if self._limit is not None and entry.size > self._limit:
+            return None
+        (self._folder / "locks").mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / f"{entry.checksum}-{entry.size}.arrow"
+        with _locked(self._folder / "locks" / entry.checksum[:2]):
+            for is_last in (False, True):
+                descriptor = self._hold(path)
+                if descriptor is None:
+                    try:
+                        descriptor = self._fetch(path, entry, download)
+                    except OSError as error:
+                        _log.warning("shard %s is read without the cache %s: %s", entry.name, self._folder, error)
+                        return None
+                if descriptor is None:
+                    return None
+                try:
+                    return open_local(str(path), entry, verify, release=_Release(descriptor))
+                except CorruptDataError:
+                    os.close(descriptor)
+                    path.unlink(missing_ok=True)
+                    if is_last:
+                        raise
+        raise AssertionError
+
+    def _hold(self, path: Path) -> int | None:
+        """A descriptor of a copy that keeps it from being removed; None if there is no copy."""
+        import fcntl
+
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(descriptor)  # used now: the others go first
+        return descriptor
+
+    def _fetch(self, path: Path, entry: ShardEntry, download: Callable[[], bytes]) -> int | None:
+        import fcntl
+
+        data = download()
+        check_size(entry.name, len(data), entry)
+        check_sum(entry.name, data, entry)
+        temporary = self._folder / f"{_TEMPORARY}{uuid4().hex}"
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _locked(self._folder / "locks" / "room"):
+                has_room = self._make_room(entry.size)
+                if has_room:
+                    os.posix_fallocate(descriptor, 0, entry.size)  # counted from now on
+            if has_room:
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(data)
+                temporary.replace(path)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+            raise
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+        return None
+
+    def _make_room(self, size: int) -> bool:
+        """Remove copies, the one that was used longest ago first, and never one that is in use."""
+        if self._limit is None:
+            return True
+        copies = []
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    copies.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+        left = sum(copy[1] for copy in copies) + size - self._limit
+        # What dead processes have left behind goes before all copies.
+        for _, taken, path in sorted(copies, key=lambda copy: (not copy[2].name.startswith(_TEMPORARY), copy[0])):
+            if left > 0 or path.name.startswith(_TEMPORARY):
+                left -= taken if _removed(path) else 0
+        return left <= 0
+
+
+class _Release:
+    """Gives a descriptor back, once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def __call__(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self()
+
+
+def _removed(path: Path) -> bool:
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

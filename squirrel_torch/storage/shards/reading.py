@@ -1,0 +1,402 @@
+"""Rows out of shards: in order, by their numbers, or as batches of columns."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from operator import length_hint
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from squirrel_torch.sharding import Shard
+from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.shards.cache import ShardCache
+from squirrel_torch.storage.shards.columns import NotCollatableError, collate
+from squirrel_torch.storage.shards.manifest import Manifest
+from squirrel_torch.storage.shards.shard import FOLDER, Block, OpenShard, ShardEntry, missing, open_local, open_ranges
+from squirrel_torch.storage.store import PartOfRows, Readable
+
+__all__ = ["PartOfShards", "ReadOptions", "Selection", "ShardReader", "check_rows"]
+
+T = TypeVar("T")
+
+_OPEN: Final = 256
+_OPEN_CACHED: Final = 8
+_HELD_BYTES: Final = 64 << 20
+_VIEW_BYTES: Final = 8 << 10
+"""What a block takes whose data are a view on a mapped file."""
+
+_AHEAD_SHARDS: Final = 1
+_AHEAD_RANGES: Final = 8
+_RANGE_BYTES: Final = 4 << 20
+_WINDOW_VIEWS: Final = 4096
+_WINDOW_COPIES: Final = 128
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How shards are read.
+
+    Args:
+        verify: "shard", "block" or "never".
+        writable: Whether arrays are copies.
+        cache: Where remote shards are copied to, if anywhere.
+        ahead: Whether what comes next is read while rows are given.
+    """
+
+    verify: str = "shard"
+    writable: bool = False
+    cache: ShardCache | None = None
+    ahead: bool = True
+
+
+class ShardReader:
+    """The shards of one manifest, opened when they are needed, in one process.
+
+    Args:
+        files: The folder of the dataset.
+        manifest: What it holds.
+        options: How it is read.
+    """
+
+    def __init__(self, files: Files, manifest: Manifest, options: ReadOptions) -> None:
+        self.manifest = manifest
+        self.options = options
+        self._files = files
+        self._lock = threading.RLock()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], tuple[Block, int]] = OrderedDict()
+        self._held = 0
+        rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(rows)])
+        """The number of each shard's first row, and behind them that of all rows."""
+
+    @property
+    def by_ranges(self) -> bool:
+        """Whether shards are read by ranges, none of them as a whole."""
+        return not self._files.is_local and self.options.cache is None
+
+    @property
+    def window(self) -> int:
+        """How many rows are put into order at a time: few, if each of them may hold a block in memory."""
+        views = not self.by_ranges and all(shard.compression is None for shard in self.manifest.shards)
+        return _WINDOW_VIEWS if views else _WINDOW_COPIES
+
+    def shard(self, index: int) -> OpenShard:
+        """A shard, verified."""
+        with self._lock:
+            if index in self._open:
+                self._open.move_to_end(index)
+                return self._open[index]
+        opened = self._opened(self.manifest.shards[index])
+        with self._lock:
+            known = self._open.setdefault(index, opened)
+            while len(self._open) > (_OPEN if self.options.cache is None else _OPEN_CACHED):
+                self._open.popitem(last=False)[1].close()
+        if known is not opened:
+            opened.close()
+        return known
+
+    def _opened(self, entry: ShardEntry) -> OpenShard:
+        name, options = f"{FOLDER}/{entry.name}", self.options
+        if self._files.is_local:
+            return open_local(self._files.path(name), entry, options.verify)
+
+        def download() -> bytes:
+            try:
+                return self._files.read(name)
+            except FileNotFoundError:
+                raise missing(self._files.path(name), entry) from None
+
+        cached = None if options.cache is None else options.cache.open(entry, download, options.verify)
+        return open_ranges(self._files, entry, options.verify) if cached is None else cached
+
+    def block(self, index: int, number: int) -> Block:
+        """A block of a shard; those used last are kept."""
+        with self._lock:
+            if (index, number) in self._blocks:
+                self._blocks.move_to_end((index, number))
+                return self._blocks[index, number][0]
+        block = self.shard(index).block(number, self.options.writable)
+        is_view = not self.by_ranges and self.manifest.shards[index].compression is None
+        size = _VIEW_BYTES if is_view else block.size
+        with self._lock:
+            if (index, number) not in self._blocks:
+                self._blocks[index, number] = block, size
+                self._held += size
+            while self._held > _HELD_BYTES and len(self._blocks) > 1:
+                self._held -= self._blocks.popitem(last=False)[1][1]
+        return block
+
+    def place(self, row: int) -> tuple[int, int, int]:
+        """Where a row is: the shard, the block in it, the row in that."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        block, inside = divmod(row - int(self.starts[index]), self.manifest.shards[index].block_rows)
+        return index, block, inside
+
+    def row(self, row: int) -> Any:
+        """One row by its number."""
+        index, number, inside = self.place(row)
+        return self.block(index, number).row(inside)
+
+    def close(self) -> None:
+        """Let go of all that is open; rows that were given stay as they are."""
+        with self._lock:
+            for shard in self._open.values():
+                shard.close()
+            self._open.clear()
+            self._blocks.clear()
+            self._held = 0
+
+
+def ahead(tasks: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
+    """The results of `tasks`, in order, `depth` of them at work in threads before they are needed."""
+    pool = ThreadPoolExecutor(depth, thread_name_prefix="squirrel_torch_read")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class PartOfShards:
+    """The rows of a share, in order.
+
+    Args:
+        reader: Opens shards.
+        share: Which rows: every count-th, from the index on.
+    """
+
+    def __init__(self, reader: ShardReader, share: Shard) -> None:
+        self._reader = reader
+        self._share = share
+        self._passed = 0
+        self._rows: Iterator[Any] = iter(())
+
+    def position(self) -> int:
+        """How many rows of the whole have been passed."""
+        left = length_hint(self._rows)
+        return max(0, self._passed - left * self._share.count)
+
+    def rows(self) -> Iterator[Iterator[Any]]:
+        """The rows of each block."""
+        for start, block, part in self._blocks():
+            rows = list(block.column.rows(part))
+            self._passed = start + part.start + (len(rows) - 1) * self._share.count + 1
+            self._rows = iter(rows)
+            del rows
+            yield self._rows
+
+    def collated(self, size: int, drop_last: bool) -> Iterator[Any] | None:
+        """See `PartOfRows.collated`."""
+        field = self._reader.manifest.field
+        return None if field is None else self._batches(size, drop_last)
+
+    def _batches(self, size: int, drop_last: bool) -> Iterator[Any]:
+        parts: list[tuple[Block, slice]] = []
+        lacking = size
+        for _, block, part in self._blocks():
+            rows = range(part.start, block.count, part.step)
+            while len(rows) >= lacking:
+                parts.append((block, _slice(rows[:lacking])))
+                yield _batch(parts)
+                rows, parts, lacking = rows[lacking:], [], size
+            if rows:
+                parts.append((block, _slice(rows)))
+                lacking -= len(rows)
+        if parts and not drop_last:
+            yield _batch(parts)
+
+    def _blocks(self) -> Iterator[tuple[int, Block, slice]]:
+        """The number of the first row of each block, the block, and which of its rows are of the share."""
+        wanted = list(self._wanted())
+        loaded = self._ranges(wanted) if self._reader.by_ranges else self._shards(wanted)
+        yield from loaded
+
+    def _wanted(self) -> Iterator[tuple[int, int, int, slice]]:
+        """For each block with rows of the share: shard, block, number of its first row, which rows."""
+        index, count = self._share.index, self._share.count
+        for number, entry in enumerate(self._reader.manifest.shards):
+            begin = int(self._reader.starts[number])
+            for block in range(entry.blocks):
+                start = begin + block * entry.block_rows
+                offset = (index - start) % count
+                if offset < entry.rows_of(block):
+                    yield number, block, start, slice(offset, None, count)
+
+    def _shards(self, wanted: Sequence[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
+        reader, writable = self._reader, self._reader.options.writable
+        numbers = list(dict.fromkeys(number for number, *_ in wanted))
+        tasks: Iterator[Callable[[], OpenShard]] = (partial(reader.shard, number) for number in numbers)
+        opened = ahead(tasks, _AHEAD_SHARDS) if reader.options.ahead and len(numbers) > 1 else (task() for task in tasks)
+        current, shard = -1, None
+        for number, block, start, part in wanted:
+            if number != current:
+                current, shard = number, next(opened)
+            assert shard is not None  # noqa: S101  # the first number is none
+            yield start, shard.block(block, writable), part
+        opened.close()  # type: ignore[attr-defined]  # both are generators
+
+    def _ranges(self, wanted: Sequence[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
+        """Neighbouring blocks in one range."""
+        reader = self._reader
+        groups: list[list[tuple[int, int, int, slice]]] = []
+        for one in wanted:
+            number, block = one[:2]
+            ends = reader.manifest.shards[number].ends
+            last = groups[-1][-1] if groups else (-1, -1)
+            joined = last[:2] == (number, block - 1) and ends[block + 1] - ends[groups[-1][0][1]] <= _RANGE_BYTES
+            if joined:
+                groups[-1].append(one)
+            else:
+                groups.append([one])
+
+        def fetched(group: list[tuple[int, int, int, slice]]) -> list[tuple[int, Block, slice]]:
+            shard = reader.shard(group[0][0])
+            data = shard.fetch_blocks(group[0][1], group[-1][1], reader.options.writable)
+            return [(start, block, part) for (_, _, start, part), block in zip(group, data, strict=True)]
+
+        tasks: Iterator[Callable[[], list[tuple[int, Block, slice]]]] = (partial(fetched, group) for group in groups)
+        depth = _AHEAD_RANGES if reader.options.ahead else 1
+        for blocks in ahead(tasks, depth):
+            yield from blocks
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop, rows.step)
+
+
+def _batch(parts: Sequence[tuple[Block, slice]]) -> Any:
+    try:
+        return collate([(block.column, part) for block, part in parts])
+    except NotCollatableError:
+        from torch.utils.data import default_collate
+
+        return default_collate([row for block, part in parts for row in block.column.rows(part)])
+
+
+class Selection(Readable):
+    """Rows of a store by their numbers, in the order of the numbers; a row may be there several times.
+
+    Sized, as often iterable as one likes, and a map-style dataset: `selection[i]` is row `rows[i]`.
+
+    Args:
+        reader: Gives the reader of the process it is called in.
+        rows: The numbers.
+    """
+
+    def __init__(self, reader: Callable[[], ShardReader], rows: Any) -> None:
+        self._reader = reader
+        self._numbers = rows
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._reader().row(int(self._numbers[index]))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows selected>"
+
+    def _part(self, shard: Shard) -> PartOfRows:
+        return PartOfRows(_SelectedRows(self._reader(), self._numbers, shard))
+
+
+class _SelectedRows:
+    """Some of the rows of a selection, window by window: those of one window are read in the order in which they lie."""
+
+    def __init__(self, reader: ShardReader, numbers: Any, share: Shard) -> None:
+        self._reader = reader
+        self._numbers = numbers[share.index :: share.count]
+        self._share = share
+        self._given = 0
+        self._rows: Iterator[Any] = iter(())
+
+    def position(self) -> int:
+        given = self._given - length_hint(self._rows)
+        return self._share.index + (given - 1) * self._share.count + 1 if given else 0
+
+    def collated(self, size: int, drop_last: bool) -> Iterator[Any] | None:
+        return None
+
+    def rows(self) -> Iterator[Iterator[Any]]:
+        size = self._reader.window
+        windows = [self._numbers[start : start + size] for start in range(0, len(self._numbers), size)]
+        if not self._reader.by_ranges:
+            loaded: Iterator[list[Any]] = (self._ordered(window, self._places(window)) for window in windows)
+        else:
+            loaded = self._ordered_ahead(windows)
+        for rows in loaded:
+            self._given += len(rows)
+            self._rows = iter(rows)
+            del rows
+            yield self._rows
+
+    def _places(self, window: Any) -> list[tuple[int, int, list[int], list[int]]]:
+        """Shard, block, rows in it, places in the window: for each block that is needed, in the order in which they lie."""
+        reader = self._reader
+        order = np.argsort(window, kind="stable")
+        shards = np.searchsorted(reader.starts, window[order], side="right") - 1
+        sizes = np.array([shard.block_rows for shard in reader.manifest.shards], dtype=np.int64)
+        blocks, inside = np.divmod(window[order] - reader.starts[shards], sizes[shards])
+        cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(blocks) != 0)) + 1
+        begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(window)]
+        inside_list, order_list = inside.tolist(), order.tolist()
+        return [
+            (int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    def _ordered(
+        self, window: Any, places: Iterable[tuple[int, int, list[int], list[int]]], blocks: Iterator[Block] | None = None
+    ) -> list[Any]:
+        rows: list[Any] = [None] * len(window)
+        for index, number, inside, order in places:
+            block = self._reader.block(index, number) if blocks is None else next(blocks)
+            row = block.row
+            for place, target in zip(inside, order, strict=True):
+                rows[target] = row(place)
+        return rows
+
+    def _ordered_ahead(self, windows: Sequence[Any]) -> Iterator[list[Any]]:
+        places: deque[list[tuple[int, int, list[int], list[int]]]] = deque()
+
+        def tasks() -> Iterator[Callable[[], Block]]:
+            for window in windows:
+                places.append(self._places(window))
+                for index, number, *_ in places[-1]:
+                    yield partial(self._reader.block, index, number)
+
+        blocks = ahead(tasks(), 2 * _AHEAD_RANGES)
+        for window in windows:
+            first = next(blocks)  # by now its places are known
+            yield self._ordered(window, places.popleft(), chain([first], blocks))
+
+
+def check_rows(rows: Any, count: int) -> Any:
+    """Row numbers as an array of int64.
+
+    Raises:
+        TypeError: If they are no whole numbers.
+        IndexError: If one is not below `count`, or negative.
+    """
+    numbers = np.asarray(rows if isinstance(rows, np.ndarray | Sequence) else list(rows))
+    if numbers.size == 0:
+        return np.empty(0, np.int64)
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+        raise TypeError(f"rows must be whole numbers, got {numbers.dtype} of shape {list(numbers.shape)}")
+    outside = numbers[(numbers < 0) | (numbers >= count)]
+    if outside.size:
+        raise IndexError(f"row {outside[0]} is not in the dataset, which has {count} rows: from 0 to {count - 1}")
+    return numbers.astype(np.int64)
