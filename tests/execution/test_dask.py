@@ -80,6 +80,24 @@ def check(address, scheduler):
     )
 
 
+def test_shards_are_written_on_the_cluster(tmp_path):
+    passes(
+        """
+def check(address, scheduler):
+    from squirrel_torch import ShardStore
+    folder = os.path.abspath("data")
+    source = IterableSource(range(1000)).map(lambda n: {"n": n, "x": np.full(10, n)})
+    written = source.sink(ShardStore(folder, shard_rows=100), executor=address)
+    assert (written.rows, len(written.shards)) == (1000, 10)
+    store = ShardStore(folder)
+    assert [(sample["n"], sample["x"][9]) for sample in store] == [(n, n) for n in range(1000)]
+    again = IterableSource(store.keys()).async_map(store.get, executor=address).map(lambda sample: sample["n"])
+    assert again.collect() == list(range(1000))
+""",
+        tmp_path,
+    )
+
+
 def test_an_item_that_takes_workers_with_it_is_named(tmp_path):
     passes(
         """

@@ -26,8 +26,12 @@ __all__ = ["PartOfShards", "ReadOptions", "Selection", "ShardReader", "check_row
 
 T = TypeVar("T")
 
-_OPEN: Final = 256
+_OPEN: Final = 4096
+"""Mapped files that stay open. They hold no descriptor, and are verified only once."""
+
 _OPEN_CACHED: Final = 8
+"""Copies in a cache that stay open: they can't be removed meanwhile."""
+
 _HELD_BYTES: Final = 64 << 20
 _VIEW_BYTES: Final = 8 << 10
 """What a block takes whose data are a view on a mapped file."""

@@ -324,7 +324,7 @@ def field_from_json(told: Any, depth: int = 0) -> Field:
 def _sound_names(kind: Any, names: Any, parts: list[Any]) -> bool:
     if kind == "dict":
         named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        return named and len(set(names)) == len(names) == len(parts)
+        return bool(named and len(set(names)) == len(names) == len(parts))
     return names == [] and (kind == "tuple" or len(parts) == (kind == "list"))
 
 

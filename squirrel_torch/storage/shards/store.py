@@ -124,12 +124,17 @@ class ShardStore(Store):
         self._field: Field | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("_files", "_mode", "_format", "_metadata", "_options")}
+        state = {name: self.__dict__[name] for name in ("_files", "_mode", "_format", "_metadata", "_options")}
+        # The workers of one stream see one dataset, whatever is appended meanwhile.
+        return {**state, "manifest": None if self._reader is None else self._reader.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        manifest = state.pop("manifest")
         self.__dict__.update(state)
         self._begin()
         self._is_copy = True
+        if manifest is not None:
+            self._reader = ShardReader(self._files, manifest, self._options)
 
     @property
     def url(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from squirrel_torch.errors import CorruptDataError, ShardingError, StoreError
@@ -21,6 +21,8 @@ from squirrel_torch.storage.shards.shard import FOLDER, ShardEntry, write_shard
 from squirrel_torch.storage.store import Group, Writing, Written
 
 __all__ = ["GroupWriter", "Journal", "ShardFormat", "ShardWriting", "grouped", "new_name", "shards_of"]
+
+T = TypeVar("T")
 
 _JOB: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _JOURNALS: Final = "writing"
@@ -276,22 +278,31 @@ class ShardWriting(Writing):
         """Make all that was written the dataset, or part of it."""
         own = [self._written[first] for first in sorted(self._written)]
         job = None if self._journal is None else self._journal.job
-        together = gathered(own)
+        together = self._from_all_ranks(own)
         error: Exception | None = None
         if self._share.index == 0:
             try:
                 self._commit([entry for entries in together for entry in entries], job)
             except Exception as reason:  # noqa: BLE001  # raised on all ranks
                 error = reason
-        error = gathered(error)[0]
+        error = self._from_all_ranks(error)[0]
         if error is not None:
             raise error
         if self._journal is not None:
             self._journal.clear()
         return Written(sum(entry.rows for entry in own), tuple(entry.name for entry in own), sum(entry.size for entry in own))
 
+    def _from_all_ranks(self, value: T) -> list[T]:
+        try:
+            return gathered(value)
+        except RuntimeError as error:
+            raise StoreError(
+                f"rank {self._share.index} of {self._share.count} has written its shards to {self._files.url}, but another "
+                f"one did not come to the commit: nothing was committed ({error})"
+            ) from error
+
     def abort(self) -> None:
-        """Remove what was written, unless it can be gone on with; the other ranks fail too."""
+        """Remove what was written, unless it can be gone on with."""
         if self._journal is None:
             for entry in self._written.values():
                 with suppress(StoreError):
