@@ -37,6 +37,18 @@ class ShardCache:
     def __init__(self, folder: str | os.PathLike[str], limit: int | None) -> None:
         self._folder = Path(folder).expanduser().absolute()
         self._limit = limit
+        self._verified: set[tuple[str, int]] = set()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_verified": set()}
+
+    @property
+    def most_held(self) -> float:
+        """Bytes of copies that a process may keep from being removed when it does not read them any more.
+
+        A small part of the limit: there are other processes, and all of them together must leave room.
+        """
+        return float("inf") if self._limit is None else self._limit / 32
 
     def open(self, entry: ShardEntry, download: Callable[[], bytes], verify: str) -> OpenShard | None:
         """A shard, read from its copy, which is made if need be; None if there is no room for one.
@@ -63,13 +75,24 @@ class ShardCache:
                 if descriptor is None:
                     return None
                 try:
-                    return open_local(str(path), entry, verify, release=_Release(descriptor))
+                    return self._opened(path, descriptor, entry, verify)
                 except CorruptDataError:
-                    os.close(descriptor)
                     path.unlink(missing_ok=True)
                     if is_last:
                         raise
         raise AssertionError
+
+    def _opened(self, path: Path, descriptor: int, entry: ShardEntry, verify: str) -> OpenShard:
+        """A copy, verified as a whole when it is opened for the first time."""
+        release = _Release(descriptor)
+        known = (path.name, os.fstat(descriptor).st_ino)
+        try:
+            shard = open_local(str(path), entry, "never" if verify == "never" or known in self._verified else "shard", release)
+        except CorruptDataError:
+            release()
+            raise
+        self._verified.add(known)
+        return shard
 
     def _hold(self, path: Path) -> int | None:
         """A descriptor of a copy that keeps it from being removed; None if there is no copy."""
@@ -96,7 +119,7 @@ class ShardCache:
             with _locked(self._folder / "locks" / "room"):
                 has_room = self._make_room(entry.size)
                 if has_room:
-                    os.posix_fallocate(descriptor, 0, entry.size)  # counted from now on
+                    os.ftruncate(descriptor, entry.size)  # counted from now on
             if has_room:
                 with open(descriptor, "wb", closefd=False) as file:
                     file.write(data)

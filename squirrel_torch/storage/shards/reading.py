@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import inf
 from operator import length_hint
 from typing import Any, Final, TypeVar
 
@@ -29,9 +31,7 @@ T = TypeVar("T")
 _OPEN: Final = 4096
 """Mapped files that stay open. They hold no descriptor, and are verified only once."""
 
-_OPEN_CACHED: Final = 8
-"""Copies in a cache that stay open: they can't be removed meanwhile."""
-
+_FEWEST: Final = 2
 _HELD_BYTES: Final = 64 << 20
 _VIEW_BYTES: Final = 8 << 10
 """What a block takes whose data are a view on a mapped file."""
@@ -101,11 +101,15 @@ class ShardReader:
         opened = self._opened(self.manifest.shards[index])
         with self._lock:
             known = self._open.setdefault(index, opened)
-            while len(self._open) > (_OPEN if self.options.cache is None else _OPEN_CACHED):
+            most = inf if self.options.cache is None else self.options.cache.most_held
+            while len(self._open) > _OPEN or (len(self._open) > _FEWEST and self._open_bytes() > most):
                 self._open.popitem(last=False)[1].close()
         if known is not opened:
             opened.close()
         return known
+
+    def _open_bytes(self) -> int:
+        return sum(shard.entry.size for shard in self._open.values())
 
     def _opened(self, entry: ShardEntry) -> OpenShard:
         name, options = f"{FOLDER}/{entry.name}", self.options
@@ -159,7 +163,7 @@ class ShardReader:
             self._held = 0
 
 
-def ahead(tasks: Iterator[Callable[[], T]], depth: int) -> Iterator[T]:
+def ahead(tasks: Iterator[Callable[[], T]], depth: int) -> Generator[T, None, None]:
     """The results of `tasks`, in order, `depth` of them at work in threads before they are needed."""
     pool = ThreadPoolExecutor(depth, thread_name_prefix="squirrel_torch_read")
     waiting: deque[Future[T]] = deque()
@@ -243,14 +247,15 @@ class PartOfShards:
         reader, writable = self._reader, self._reader.options.writable
         numbers = list(dict.fromkeys(number for number, *_ in wanted))
         tasks: Iterator[Callable[[], OpenShard]] = (partial(reader.shard, number) for number in numbers)
-        opened = ahead(tasks, _AHEAD_SHARDS) if reader.options.ahead and len(numbers) > 1 else (task() for task in tasks)
+        is_alone = len(numbers) == 1 or not reader.options.ahead
+        opened = (task() for task in tasks) if is_alone else ahead(tasks, _AHEAD_SHARDS)
         current, shard = -1, None
-        for number, block, start, part in wanted:
-            if number != current:
-                current, shard = number, next(opened)
-            assert shard is not None  # noqa: S101  # the first number is none
-            yield start, shard.block(block, writable), part
-        opened.close()  # type: ignore[attr-defined]  # both are generators
+        with closing(opened):
+            for number, block, start, part in wanted:
+                if number != current:
+                    current, shard = number, next(opened)
+                assert shard is not None  # noqa: S101  # the first number is none
+                yield start, shard.block(block, writable), part
 
     def _ranges(self, wanted: Sequence[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
         """Neighbouring blocks in one range."""
@@ -273,8 +278,9 @@ class PartOfShards:
 
         tasks: Iterator[Callable[[], list[tuple[int, Block, slice]]]] = (partial(fetched, group) for group in groups)
         depth = _AHEAD_RANGES if reader.options.ahead else 1
-        for blocks in ahead(tasks, depth):
-            yield from blocks
+        with closing(ahead(tasks, depth)) as fetching:
+            for blocks in fetching:
+                yield from blocks
 
 
 def _slice(rows: range) -> slice:
@@ -382,10 +388,10 @@ class _SelectedRows:
                 for index, number, *_ in places[-1]:
                     yield partial(self._reader.block, index, number)
 
-        blocks = ahead(tasks(), 2 * _AHEAD_RANGES)
-        for window in windows:
-            first = next(blocks)  # by now its places are known
-            yield self._ordered(window, places.popleft(), chain([first], blocks))
+        with closing(ahead(tasks(), 2 * _AHEAD_RANGES)) as blocks:
+            for window in windows:
+                first = next(blocks)  # by now its places are known
+                yield self._ordered(window, places.popleft(), chain([first], blocks))
 
 
 def check_rows(rows: Any, count: int) -> Any:
