@@ -3,8 +3,9 @@
     python examples/train_digits.py
     torchrun --nproc-per-node 2 examples/train_digits.py
 
-The data are the 1,797 scanned digits that ship with scikit-learn. One chain brings them from a store to the model; each rank
-notes which samples it got, and the notes of all ranks are counted together at the end of each epoch.
+The data are the 1,797 scanned digits that ship with scikit-learn. All ranks together write them into shards, once; then one
+chain brings them from there to the model. Each rank notes which samples it got, and the notes of all ranks are counted together
+at the end of each epoch.
 """
 
 import argparse
@@ -22,38 +23,39 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
 
-from squirrel_torch import IterableSource, MemoryStore, TorchIterable
+from squirrel_torch import IterableSource, ShardStore, TorchIterable
 
 Sample = dict[str, Any]
 
 
-def read_digits() -> tuple[MemoryStore, list[Sample]]:
-    """The training samples in a store under keys of their own, and one in five held out.
+def read_digits() -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, and one in five held out.
 
-    A sample is {"key": text, "image": float32 [64], values from 0 to 1, "label": int}.
+    A sample is {"key": text, "image": float32 tensor [64], values from 0 to 1, "label": int}.
     """
     images, labels = load_digits(return_X_y=True)
-    store, held_out = MemoryStore(), []
+    training: list[Sample] = []
+    held_out: list[Sample] = []
     for number in np.random.default_rng(0).permutation(len(images)).tolist():
-        sample = {
-            "key": f"digit-{number}",
-            "image": (images[number] / 16).astype(np.float32),
-            "label": int(labels[number]),
-        }
-        if number % 5:
-            store.set(sample, key=sample["key"])
-        else:
-            held_out.append(sample)
-    return store, held_out
+        image = torch.from_numpy((images[number] / 16).astype(np.float32))
+        sample = {"key": f"digit-{number}", "image": image, "label": int(labels[number])}
+        (training if number % 5 else held_out).append(sample)
+    return training, held_out
+
+
+def write_shards(samples: list[Sample], folder: str) -> ShardStore:
+    """The samples in a dataset of shards: each rank writes its share, and all of it is there at once."""
+    IterableSource(samples).split_by_rank().sink(ShardStore(folder, mode="overwrite", shard_rows=200))
+    return ShardStore(folder)
 
 
 def with_noise(sample: Sample) -> Sample:
     """The sample with a little noise on its image."""
     noise = torch.randn(sample["image"].shape) * 0.05
-    return {**sample, "image": torch.from_numpy(sample["image"]) + noise}
+    return {**sample, "image": sample["image"] + noise}
 
 
-def training_stream(store: MemoryStore, batch_size: int) -> TorchIterable[dict[str, Any]]:
+def training_stream(store: ShardStore, batch_size: int) -> TorchIterable[dict[str, Any]]:
     """From the keys of the store to batches: the order of all ranks is the same, then each takes its share."""
     return (
         IterableSource(store.keys())
@@ -86,14 +88,14 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Data
     return keys
 
 
-def counted(keys: list[str], store: MemoryStore) -> str:
+def counted(keys: list[str], store: ShardStore) -> str:
     """What the ranks together received, compared with what there is."""
     received: list[list[str]] = [keys]
     if dist.is_initialized():
         received = [[]] * dist.get_world_size()
         dist.all_gather_object(received, keys)
     times = Counter(key for rank in received for key in rank)
-    missing, repeated = set(store.keys()) - set(times), [key for key, count in times.items() if count > 1]
+    missing, repeated = {sample["key"] for sample in store} - set(times), [key for key, count in times.items() if count > 1]
     ranks = ", ".join(f"rank {rank}: {len(own)}" for rank, own in enumerate(received))
     if missing or repeated or len(times) != len(store):
         raise RuntimeError(f"{len(missing)} samples missing, {len(repeated)} repeated ({ranks})")
@@ -104,7 +106,7 @@ def counted(keys: list[str], store: MemoryStore) -> str:
 def accuracy(model: nn.Module, samples: list[Sample]) -> float:
     """The share of samples whose label the model finds."""
     model.eval()
-    images = torch.from_numpy(np.stack([sample["image"] for sample in samples]))
+    images = torch.stack([sample["image"] for sample in samples])
     labels = torch.tensor([sample["label"] for sample in samples])
     return float((model(images).argmax(dim=1) == labels).float().mean())
 
@@ -115,13 +117,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of each rank")
+    parser.add_argument("--data", default="digits", help="folder for the shards, the same for all ranks")
     arguments = parser.parse_args()
 
     launched_by_torchrun = "RANK" in os.environ
     if launched_by_torchrun:
         dist.init_process_group("gloo")
     torch.manual_seed(0)
-    store, held_out = read_digits()
+    training, held_out = read_digits()
+    store = write_shards(training, arguments.data)
     network = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     model = DistributedDataParallel(network) if launched_by_torchrun else network
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -133,6 +137,7 @@ def main() -> None:
         if first:
             print(f"epoch {epoch}: {report}")
     if first:
+        print(f"{len(store)} samples in {len(store.manifest.shards)} shards: {store.schema}")
         print(f"held-out accuracy: {accuracy(network, held_out):.3f} on {len(held_out)} digits")
     if launched_by_torchrun:
         dist.destroy_process_group()

@@ -325,7 +325,7 @@ def _sound_names(kind: Any, names: Any, parts: list[Any]) -> bool:
     if kind == "dict":
         named = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return bool(named and len(set(names)) == len(names) == len(parts))
-    return names == [] and (kind == "tuple" or len(parts) == (kind == "list"))
+    return bool(names == [] and (kind == "tuple" or len(parts) == (kind == "list")))
 
 
 def _sound_dtype(kind: Any, dtype: Any) -> bool:
