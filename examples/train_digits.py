@@ -137,7 +137,6 @@ def main() -> None:
         if first:
             print(f"epoch {epoch}: {report}")
     if first:
-        print(f"{len(store)} samples in {len(store.manifest.shards)} shards: {store.schema}")
         print(f"held-out accuracy: {accuracy(network, held_out):.3f} on {len(held_out)} digits")
     if launched_by_torchrun:
         dist.destroy_process_group()
