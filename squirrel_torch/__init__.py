@@ -43,7 +43,7 @@ from squirrel_torch.iterstream import (
 )
 from squirrel_torch.metrics import MetricsConf
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage import MemoryStore, ShardStore, Store, Written
+from squirrel_torch.storage import FilesystemStore, MemoryStore, ShardStore, Store, Written
 
 __all__ = [
     "ClosedRunError",
@@ -54,6 +54,7 @@ __all__ = [
     "ExecutorLostError",
     "ExhaustedSourceError",
     "FilePathGenerator",
+    "FilesystemStore",
     "IterableSamplerSource",
     "IterableSource",
     "MemoryStore",

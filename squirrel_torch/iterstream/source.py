@@ -193,6 +193,8 @@ class IterableSource(Source[T_co]):
         source = self.source
         if isinstance(source, OneShot):
             return f"IterableSource({source.name})"
+        if isinstance(source, Readable):
+            return f"IterableSource({source!r})"  # to count it may mean to read it
         name = getattr(source, "__qualname__", type(source).__qualname__).rpartition("<locals>.")[2]
         try:
             size = f" of {len(source)}"

@@ -1,11 +1,13 @@
 """Where samples are kept: stores, and the contract that they share."""
 
+from squirrel_torch.storage.filesystem import FilesystemStore
 from squirrel_torch.storage.memory import MemoryStore
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards import ShardStore
 from squirrel_torch.storage.store import Group, Keys, PartOfRows, Readable, Store, Writing, Written, require_store, store_reader
 
 __all__ = [
+    "FilesystemStore",
     "Group",
     "Keys",
     "MemoryStore",

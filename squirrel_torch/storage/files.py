@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from squirrel_torch.errors import StoreError
+from squirrel_torch.errors import MissingDependencyError, StoreError
 
-__all__ = ["Files", "is_transient", "sync_folder", "write_at_once"]
+__all__ = ["Files", "is_transient", "sync_folder", "tried", "write_at_once"]
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ _FINAL_CODES: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, err
 # Packages under fsspec whose errors are no OSError.
 _STORAGE_PACKAGES: Final = ("aiohttp", "aiobotocore", "botocore", "requests", "urllib3", "gcsfs", "google", "azure", "adlfs")
 _LONGEST_WAIT: Final = 10.0
+_BUCKETS: Final = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "oci", "tos"))
 
 
 class Files:
@@ -35,22 +37,40 @@ class Files:
         storage_options: Passed to it. They may hold secrets, and are in no message.
         attempts: How often a read or write is tried before it is an error. Between two tries it waits 0.1 s, 0.2 s, 0.4 s
             and so on, 10 s at most, times a random factor from 0.5 to 1.
+
+    Raises:
+        TypeError: If the folder is local and there are storage options.
+        ValueError: If no filesystem of fsspec has the protocol.
+        MissingDependencyError: If its package is not installed.
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None, attempts: int = 5) -> None:
         self.is_local = "://" not in url and "::" not in url
         if url.startswith(("file://", "local://")):
             self.is_local, url = True, url.partition("://")[2]
-        self.url = os.path.abspath(url) if self.is_local else url.rstrip("/")  # noqa: PTH100  # resolves no links
+        if self.is_local:
+            self.url = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111  # resolves no links
+        else:
+            self.url = url.rstrip("/")
+            _require_filesystem(url)
         self._options = storage_options or {}
+        if self.is_local and self._options:
+            raise TypeError(
+                f"unknown arguments {', '.join(sorted(self._options))}: a local folder ({url!r}) takes no storage options"
+            )
         self._attempts = attempts
         self._opened: tuple[int, Any, str] | None = None
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether they are in the memory of this process, where no other sees them."""
+        return re.search(r"(^|::)memory:", self.url) is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
     def __repr__(self) -> str:
-        return f"Files({self.url!r})"
+        return f"Files({self.path('')!r})"
 
     def _filesystem(self) -> tuple[Any, str]:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -61,8 +81,9 @@ class Files:
         return self._opened[1:]
 
     def path(self, name: str) -> str:
-        """The URL of a file, for messages; its path, if the files are local."""
-        return f"{self.url}/{name}" if name else self.url
+        """The path of a file, if the files are local; else its URL for messages, without a password that may be in it."""
+        url = self.url if self.is_local else _without_secrets(self.url)
+        return f"{url}/{name}" if name else url
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +143,7 @@ class Files:
 
         try:
             return [name for name in self._tried("list", folder, names) if name]
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -139,7 +160,7 @@ class Files:
                 write_at_once(Path(self.path(name)), [data])
             else:
                 filesystem, root = self._filesystem()
-                filesystem.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+                _make_folder(filesystem, f"{root}/{name}")
                 filesystem.pipe_file(f"{root}/{name}", data)
 
         self._tried("write", name, write)
@@ -158,7 +179,7 @@ class Files:
             if self.is_local:
                 return _create(Path(self.path(name)), data)
             filesystem, root = self._filesystem()
-            filesystem.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+            _make_folder(filesystem, f"{root}/{name}")
             try:
                 filesystem.pipe_file(f"{root}/{name}", data, mode="create")
             except FileExistsError:
@@ -192,18 +213,62 @@ class Files:
             self._tried("remove", name, remove)
 
     def _tried(self, verb: str, name: str, action: Callable[[], T]) -> T:
-        for attempt in range(1, self._attempts + 1):
-            try:
-                return action()
-            except Exception as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
-                if not is_transient(error):
-                    raise StoreError(f"can't {verb} {self.path(name)}: {_said(error)}") from error
-                if attempt == self._attempts:
-                    raise StoreError(f"can't {verb} {self.path(name)}, tried {attempt} times: {_said(error)}") from error
-                time.sleep(min(_LONGEST_WAIT, 0.1 * 2 ** (attempt - 1)) * random.uniform(0.5, 1))
-        raise AssertionError
+        return tried(verb, self.path(name), action, self._attempts)
+
+
+def _require_filesystem(url: str) -> None:
+    """Raise, where the URL is written, if there is nothing that can open it."""
+    import fsspec
+
+    protocol = url.partition("::")[0].partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError as error:
+        raise ValueError(f"url {_without_secrets(url)!r} can't be opened: {error}") from None
+    except ImportError as error:
+        if protocol in ("s3", "s3a"):
+            raise MissingDependencyError("s3fs", "s3") from error
+        raise
+
+
+def _without_secrets(url: str) -> str:
+    return re.sub(r"://[^/@]*@", "://...@", url)
+
+
+def _make_folder(filesystem: Any, path: str) -> None:
+    """Make the folder of a file, where there are folders: in a bucket store it could make a bucket of a mistyped name."""
+    protocols = filesystem.protocol
+    if not _BUCKETS.intersection((protocols,) if isinstance(protocols, str) else protocols):
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+
+def tried(verb: str, where: str, action: Callable[[], T], attempts: int = 5) -> T:
+    """What `action` gives, called again after errors of storage that may be gone then, with growing pauses.
+
+    Args:
+        verb: What it does, for messages.
+        where: To what.
+        action: Can be called again.
+        attempts: How often it is called at most.
+
+    Raises:
+        FileNotFoundError: If it raises that.
+        StoreError: If it raises another error, at last.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except NotADirectoryError as error:  # a part of the path is a file
+            raise FileNotFoundError(str(error)) from error
+        except Exception as error:
+            if not is_transient(error):
+                raise StoreError(f"can't {verb} {where}: {_said(error)}") from error
+            if attempt == attempts:
+                raise StoreError(f"can't {verb} {where}, tried {attempt} times: {_said(error)}") from error
+            time.sleep(min(_LONGEST_WAIT, 0.1 * 2 ** (attempt - 1)) * random.uniform(0.5, 1))
+    raise AssertionError
 
 
 def is_transient(error: BaseException) -> bool:

@@ -22,20 +22,20 @@ def check_sample(value: Any) -> None:
     Raises:
         SampleEncodingError: With the place inside the sample and the type of what can't be kept.
     """
-    _check(value, (), set())
+    _check(value, (), {})
 
 
-def _check(value: Any, path: tuple[Any, ...], checked: set[int]) -> None:
+def _check(value: Any, path: tuple[Any, ...], checked: dict[int, int]) -> None:
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         _check_array(value, path)
-    elif isinstance(value, _LEAVES) or id(value) in checked:
+    elif isinstance(value, _LEAVES) or checked.get(id(value), -1) >= len(path):
         return
     elif len(path) >= _MAX_DEPTH:
         raise _error(path[:3], f"nested more than {_MAX_DEPTH} deep", "flatten it, or look for a container that holds itself")
     elif isinstance(value, dict | list | tuple):
         for key, inside in _parts(value, path):
             _check(inside, (*path, key), checked)
-        checked.add(id(value))  # after its parts: a container that holds itself is not done yet
+        checked[id(value)] = len(path)  # after its parts: a container that holds itself is not done yet
     else:
         raise _error(
             path,
@@ -46,8 +46,12 @@ def _check(value: Any, path: tuple[Any, ...], checked: set[int]) -> None:
 
 def _check_array(value: Any, path: tuple[Any, ...]) -> None:
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_quantized:
-            raise _error(path, f"a tensor of layout {value.layout}, dtype {value.dtype}", "only dense tensors can be kept")
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise _error(
+                path, f"a tensor of layout {value.layout}, dtype {value.dtype}", "only dense tensors with data can be kept"
+            )
+    elif isinstance(value, np.ma.MaskedArray):
+        raise _error(path, "a masked array", "its mask can't be kept; keep it as an array beside the data")
     elif value.dtype.kind not in _DTYPE_KINDS or value.dtype.str[1:] in _OF_THIS_MACHINE:
         raise _error(path, f"a numpy array of dtype {value.dtype}", "use one of numbers or text, or lists and dicts of them")
 

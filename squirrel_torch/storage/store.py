@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
@@ -182,7 +182,7 @@ class Store(Readable):
     likes; the keys of dicts are text. A store that is iterated gives its samples, in the order of its keys.
     """
 
-    shared: ClassVar[bool] = True
+    shared: bool = True
     """Whether what one process writes is there for the others."""
 
     @abstractmethod

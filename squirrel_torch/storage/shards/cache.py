@@ -9,6 +9,7 @@ Who may do what is settled by locks of the kernel (flock), which a process that 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from squirrel_torch.errors import CorruptDataError
+from squirrel_torch.errors import CorruptDataError, StoreError
 from squirrel_torch.storage.shards.shard import OpenShard, ShardEntry, check_size, check_sum, open_local
 
 __all__ = ["ShardCache"]
@@ -61,17 +62,16 @@ class ShardCache:
         """
         if self._limit is not None and entry.size > self._limit:
             return None
-        (self._folder / "locks").mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            # Parents get the usual mode, so the folder is made by itself.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._folder / "locks").mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"can't use the cache {self._folder}: {error}") from error
         path = self._folder / f"{entry.checksum}-{entry.size}.arrow"
         with _locked(self._folder / "locks" / entry.checksum[:2]):
             for is_last in (False, True):
-                descriptor = self._hold(path)
-                if descriptor is None:
-                    try:
-                        descriptor = self._fetch(path, entry, download)
-                    except OSError as error:
-                        _log.warning("shard %s is read without the cache %s: %s", entry.name, self._folder, error)
-                        return None
+                descriptor = self._copy(path, entry, download)
                 if descriptor is None:
                     return None
                 try:
@@ -81,6 +81,15 @@ class ShardCache:
                     if is_last:
                         raise
         raise AssertionError
+
+    def _copy(self, path: Path, entry: ShardEntry, download: Callable[[], bytes]) -> int | None:
+        """A descriptor of a copy that is there or is made now; None if there can't be one."""
+        try:
+            held = self._hold(path)
+            return self._fetch(path, entry, download) if held is None else held
+        except OSError as error:
+            _log.warning("shard %s is read without the cache %s: %s", entry.name, self._folder, error)
+            return None
 
     def _opened(self, path: Path, descriptor: int, entry: ShardEntry, verify: str) -> OpenShard:
         """A copy, verified as a whole when it is opened for the first time."""
@@ -102,6 +111,10 @@ class ShardCache:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link, which nobody of us has made: it is replaced
+                return None
+            raise
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.utime(descriptor)  # used now: the others go first
         return descriptor

@@ -181,12 +181,8 @@ def _encode_array(values: Sequence[Any], field: Field) -> pa.Array:
     flat = pa.array(flatten(values, field, stored))
     if field.shape is not None:
         size = prod(field.shape) * count
-        if size == 0:  # Arrow can't tell their number from their elements
-            return (
-                pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(flat.type, 0))
-                if not values
-                else _empty_lists(values, flat)
-            )
+        if size == 0:  # Arrow can't tell their number from their elements, and dies of a division by zero
+            return pa.array([[]] * len(values), type=pa.list_(flat.type, 0))
         return pa.FixedSizeListArray.from_arrays(flat, size)
     sizes = (prod(value.shape) * count for value in values)
     data = pa.LargeListArray.from_arrays(_offsets(sizes, len(values)), flat)
@@ -197,12 +193,6 @@ def _encode_array(values: Sequence[Any], field: Field) -> pa.Array:
     return pa.StructArray.from_arrays([data, dims], names=["data", "shape"])
 
 
-def _empty_lists(values: Sequence[Any], flat: pa.Array) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array([[]] * len(values), type=pa.list_(flat.type, 0))
-
-
 def _flat_arrays(values: Sequence[Any], field: Field, stored: np.dtype[Any]) -> np.ndarray[Any, Any]:
     dtype = np.dtype(field.dtype)
     if not values:
@@ -210,7 +200,8 @@ def _flat_arrays(values: Sequence[Any], field: Field, stored: np.dtype[Any]) -> 
     if field.shape is not None:
         flat = np.array(values, dtype=dtype).reshape(-1)
     else:
-        flat = np.concatenate([np.asarray(value).reshape(-1) for value in values])
+        # Without its dtype, numbers the other way round would become native ones.
+        flat = np.concatenate([np.asarray(value).reshape(-1) for value in values], dtype=dtype)
     return np.ascontiguousarray(flat).view(stored) if flat.size else np.empty(0, stored)
 
 
@@ -382,6 +373,8 @@ class _Scalars(Column):
         return list(self._values[part])
 
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+        if self._values.dtype == np.uint64:  # torch makes no tensor of a list of these
+            raise NotCollatableError
         return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
 
 
@@ -408,6 +401,8 @@ class _Arrays(Column):
         )
 
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+        if not self._values.dtype.isnative:  # to concatenate them would make them so
+            raise NotCollatableError
         return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
 
 
@@ -498,6 +493,8 @@ class _Dicts(Column):
         return self._make(self._names, [one.rows(part) for one in self._columns])
 
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+        if any(one._names != self._names for one, _ in parts):  # keys in another order, from another shard
+            raise NotCollatableError
         return {name: collate([(one._columns[place], part) for one, part in parts]) for place, name in enumerate(self._names)}
 
 

@@ -113,7 +113,10 @@ def common_field(shards: Sequence[ShardEntry]) -> Field | None:
         SchemaError: If they do not agree.
     """
     known: Field | None = None
-    for own, name in {shard.field: shard.name for shard in reversed(shards)}.items():
+    names: dict[Field, str] = {}
+    for shard in shards:
+        names.setdefault(shard.field, shard.name)
+    for own, name in names.items():
         known = own if known is None else unify(known, own, f"shard {name}", others="in other shards")
     return known
 
@@ -258,7 +261,8 @@ def commit(
     for _ in range(_COMMITS):
         before = latest(files)
         check_mode(files, mode, before, job, own)
-        kept = () if mode == "overwrite" and own != before.number else before.shards
+        # Once it has taken the dataset's place it goes on, also if others have added to it in between.
+        kept = () if mode == "overwrite" and own is None else before.shards
         new = Manifest(
             before.number + 1,
             (*kept, *shards),
@@ -272,14 +276,14 @@ def commit(
             for shard in () if kept else before.shards:
                 files.remove(f"{FOLDER}/{shard.name}")
             return new
-    raise StoreError(f"{files.url}: other writers came first {_COMMITS} times")
+    raise StoreError(f"{files.path('')}: other writers came first {_COMMITS} times")
 
 
 def check_mode(files: Files, mode: str, before: Manifest, job: str | None, own: int | None) -> None:
     """Raise DatasetExistsError if a writer may not go on from the dataset as it is."""
     if job is not None and job in before.jobs:
-        raise DatasetExistsError(f"the job {job!r} has been committed to {files.url} already; give a new job another name")
+        raise DatasetExistsError(f"the job {job!r} has been committed to {files.path('')} already; give a new job another name")
     if mode == "create" and before.number and own != before.number:
         raise DatasetExistsError(
-            f"there is a dataset of {before.rows} rows at {files.url} already: give mode='append' or mode='overwrite'"
+            f"there is a dataset of {before.rows} rows at {files.path('')} already: give mode='append' or mode='overwrite'"
         )

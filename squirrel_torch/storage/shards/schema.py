@@ -40,6 +40,7 @@ _TORCH_DTYPES: Final = (
     "float8_e8m0fnu",
 )
 _MAX_DEPTH: Final = 64
+_MAX_NESTED: Final = 60  # Arrow refuses types that are nested more than 64 deep; an array takes up to two
 _MAX_SIZE: Final = 1 << 40
 
 
@@ -183,8 +184,10 @@ def _find(values: Sequence[Any], depth: int) -> Field:
     if not kinds:
         return Field("none", nullable=nullable)
     (kind, *others) = kinds
-    if others or kind is None or depth > _MAX_DEPTH:
+    if others or kind is None:
         raise _DifferError
+    if depth > _MAX_NESTED:
+        raise SampleEncodingError(f"a sample is nested more than {_MAX_NESTED} deep: flatten it")
     return replace(_find_parts(kind, values, depth), nullable=nullable)
 
 
@@ -192,13 +195,7 @@ def _find_parts(kind: str, values: Sequence[Any], depth: int) -> Field:
     if kind in _WITH_DTYPE:
         return _find_array(kind, values)
     if kind == "dict":
-        names = tuple(values[0])
-        if set(map(len, values)) != {len(names)} or any(type(name) is not str for name in names):
-            raise _DifferError
-        try:
-            return Field(kind, names=names, parts=tuple(_find([v[name] for v in values], depth + 1) for name in names))
-        except KeyError:
-            raise _DifferError from None
+        return _find_dict(values, depth)
     if kind == "tuple":
         if set(map(len, values)) != {len(values[0])}:
             raise _DifferError
@@ -206,6 +203,21 @@ def _find_parts(kind: str, values: Sequence[Any], depth: int) -> Field:
     if kind == "list":
         return Field(kind, parts=(_find(list(chain.from_iterable(values)), depth + 1),))
     return Field(kind)
+
+
+def _find_dict(values: Sequence[Any], depth: int) -> Field:
+    names = tuple(values[0])
+    if set(map(len, values)) != {len(names)} or not all(isinstance(name, str) for name in names):
+        raise _DifferError
+    names = tuple(name if type(name) is str else str.__str__(name) for name in names)
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise SampleEncodingError(f"a sample holds a dict whose keys {names!r} are no Unicode: {error}") from None
+    try:
+        return Field("dict", names=names, parts=tuple(_find([v[name] for v in values], depth + 1) for name in names))
+    except KeyError:
+        raise _DifferError from None
 
 
 def _find_array(kind: str, values: Sequence[Any]) -> Field:
@@ -225,6 +237,8 @@ def _find_array(kind: str, values: Sequence[Any]) -> Field:
         return Field(kind, dtype=name)
     shapes = {value.shape for value in values}
     ndims = {len(shape) for shape in shapes}
+    if max(ndims) > _MAX_DEPTH:
+        raise SampleEncodingError(f"a sample holds an array of {max(ndims)} dimensions: at most {_MAX_DEPTH} can be kept")
     shape, ndim = tuple(map(int, next(iter(shapes)))), len(next(iter(shapes)))
     return Field(kind, dtype=name, shape=shape if len(shapes) == 1 else None, ndim=ndim if len(ndims) == 1 else None)
 
@@ -341,6 +355,8 @@ def _sound_shape(kind: Any, shape: Any, ndim: Any) -> bool:
         return shape is None and ndim is None
     if shape is None:
         return ndim is None or (type(ndim) is int and 0 <= ndim <= _MAX_DEPTH)
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _MAX_SIZE for size in shape):
+    if not isinstance(shape, list) or len(shape) > _MAX_DEPTH:
+        return False
+    if not all(type(size) is int and 0 <= size <= _MAX_SIZE for size in shape):
         return False
     return type(ndim) is int and ndim == len(shape) and prod(shape) <= _MAX_SIZE

@@ -98,6 +98,7 @@ class ShardStore(Store):
         if cache_limit is not None and cache is None:
             raise ValueError(f"cache_limit={cache_limit!r} needs a cache: give cache='folder'")
         self._files = Files(os.fspath(url), storage_options, attempts)
+        self.shared = not self._files.is_memory
         self._mode = mode
         self._format = ShardFormat(compression, bytes_from("shard_bytes", shard_bytes), shard_rows)
         self._metadata = _plain_json(metadata)
@@ -114,6 +115,10 @@ class ShardStore(Store):
         self._index: dict[str, int] | None = None
         self._own: int | None = None
         self._is_copy = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew: what was set and not flushed is dropped."""
         self._pending: list[Any] = []
         self._pending_keys: list[str] = []
         self._pending_bytes = 0
@@ -124,7 +129,7 @@ class ShardStore(Store):
         self._field: Field | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: self.__dict__[name] for name in ("_files", "_mode", "_format", "_metadata", "_options")}
+        state = {name: self.__dict__[name] for name in ("_files", "shared", "_mode", "_format", "_metadata", "_options")}
         # The workers of one stream see one dataset, whatever is appended meanwhile.
         return {**state, "manifest": None if self._reader is None else self._reader.manifest}
 
@@ -139,17 +144,13 @@ class ShardStore(Store):
     @property
     def url(self) -> str:
         """Where it is."""
-        return self._files.url
+        return self._files.path("")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _read(self) -> ShardReader:
         """The reader of this process."""
-        if self._reader_pid != os.getpid():
-            # A thread of the parent may have held the lock when this process was forked.
-            manifest = None if self._reader is None else self._reader.manifest
-            self._lock, self._reader_pid = threading.RLock(), os.getpid()
-            self._reader = None if manifest is None else ShardReader(self._files, manifest, self._options)
+        self._after_fork()
         with self._lock:
             if self._reader is None:
                 reader = ShardReader(self._files, latest(self._files), self._options)
@@ -158,8 +159,16 @@ class ShardStore(Store):
                 self._reader = reader
             return self._reader
 
+    def _after_fork(self) -> None:
+        if self._reader_pid != os.getpid():
+            # A thread of the parent may have held the lock when this process was forked.
+            manifest = None if self._reader is None else self._reader.manifest
+            self._lock, self._reader_pid = threading.RLock(), os.getpid()
+            self._reader = None if manifest is None else ShardReader(self._files, manifest, self._options)
+
     def refresh(self) -> None:
         """Look again what is there: an open store goes on with what was there when it was first read."""
+        self._after_fork()
         with self._lock:
             if self._reader is not None:
                 self._reader.close()
@@ -287,6 +296,7 @@ class ShardStore(Store):
         check_sample(value)
         if key is not None:
             check_key(key)
+        self._after_fork()
         with self._lock:
             self._check_writer()
             number = sum(entry.rows for entry in self._written) + len(self._pending)
@@ -318,8 +328,15 @@ class ShardStore(Store):
         check_mode(self._files, self._mode, latest(self._files), job, self._own)
 
     def _check_new(self, key: str) -> None:
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(f"the key {key!r} is no Unicode: {error}") from None
         known = key in self._new_keys or (self._mode != "overwrite" and self._find(key) is not None)
-        if known:
+        # Keys that were made for samples which are not committed yet, and that may be made for the next ones.
+        match = _KEY.fullmatch(key)
+        made = match is not None and f"{match[1]}.arrow" in {self._name, *(entry.name for entry in self._written)}
+        if known or made:
             raise StoreError(f"there is a sample under {key!r} in {self!r} already: shards are never changed")
 
     def _write_pending(self) -> None:
@@ -329,11 +346,17 @@ class ShardStore(Store):
         name, self._name = self._name, new_name()
         if samples:
             first = sum(entry.rows for entry in self._written)
-            entry = write_shard(self._files, name, samples, keys if keyed else None, self._format.compression, first)
+            try:
+                entry = write_shard(self._files, name, samples, keys if keyed else None, self._format.compression, first)
+            except BaseException:
+                self._new_keys.difference_update(keys)
+                raise
             self._written.append(entry)
 
     def flush(self) -> None:
         """Commit all that was set: it is there at once, for all processes."""
+        if self._pid != os.getpid():
+            return  # what was set before the fork is for the parent to flush
         with self._lock:
             self._write_pending()
             if self._written:
@@ -383,7 +406,9 @@ class ShardStore(Store):
         if error is None:
             self.flush()
         else:
-            self._pending, self._written = [], []
+            self._after_fork()
+            with self._lock:
+                self._forget()
         self.refresh()
 
     def __del__(self) -> None:

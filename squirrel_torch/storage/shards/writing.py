@@ -269,9 +269,9 @@ class ShardWriting(Writing):
             SchemaError: If the samples differ from those before.
         """
         for entry in result:
+            self._written[first] = entry  # first of all, so that `abort` removes it
             what = f"shard {entry.name} (samples from number {first} on)"
             self._field = entry.field if self._field is None else unify(self._field, entry.field, what)
-            self._written[first] = entry
         return sum(entry.rows for entry in result)
 
     def commit(self) -> Written:
@@ -297,7 +297,7 @@ class ShardWriting(Writing):
             return gathered(value)
         except RuntimeError as error:
             raise StoreError(
-                f"rank {self._share.index} of {self._share.count} has written its shards to {self._files.url}, but another "
+                f"rank {self._share.index} of {self._share.count} has written its shards to {self._files.path('')}, but another "
                 f"one did not come to the commit: nothing was committed ({error})"
             ) from error
 

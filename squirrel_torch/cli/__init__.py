@@ -1,0 +1,5 @@
+"""The command ``squirrel-torch``: look at datasets, check them, convert into them."""
+
+from squirrel_torch.cli.command import main
+
+__all__ = ["main"]
