@@ -645,7 +645,7 @@ def test_options_that_do_not_fit(store, lines, tmp_path, call):
     for arguments, expected in (
         (("info", lines, "--cache", tmp_path / "cache"), "--cache is for datasets in shards"),
         (("info", store.url, "--option", "columns=[]"), "is a dataset in shards"),
-        (("info", store.url, "--storage-option", "mode=append"), "'mode' is no storage option"),
+        (("info", store.url, "--storage-option", "mode=append"), "takes no storage options"),
         (("convert", lines, tmp_path / "out", "--shard-bytes", "much"), "shard_bytes must be a number of bytes"),
     ):
         code, _, err = call(*arguments)

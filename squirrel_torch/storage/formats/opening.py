@@ -91,6 +91,8 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     # Asked for anew each time: fsspec keeps one per process and never hands it on to a fork.
     import fsspec
 
+    if options and "://" not in url and "::" not in url:
+        raise TypeError(f"unknown arguments {', '.join(sorted(options))}: local files ({url!r}) take no storage options")
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, path
 

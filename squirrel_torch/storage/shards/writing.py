@@ -297,8 +297,8 @@ class ShardWriting(Writing):
             return gathered(value)
         except RuntimeError as error:
             raise StoreError(
-                f"rank {self._share.index} of {self._share.count} has written its shards to {self._files.path('')}, but another "
-                f"one did not come to the commit: nothing was committed ({error})"
+                f"rank {self._share.index} of {self._share.count} has written to {self._files.path('')}, but another one "
+                f"did not come to the commit: nothing was committed ({error})"
             ) from error
 
     def abort(self) -> None:
