@@ -195,7 +195,7 @@ def test_options_of_the_reader(tmp_path, call):
     _, out, _ = call("head", tmp_path, "--option", 'columns=["id"]', "-n", 1)
     assert out == "row 0\n  id: 0\n"
     code, _, err = call("head", tmp_path, "--option", "column=1")
-    assert (code, err) == (1, "squirrel-torch head: --option column: ParquetFiles has no such option, it has columns\n")
+    assert (code, err) == (1, "squirrel-torch head: TypeError: ParquetFiles has no option 'column', it has columns\n")
     code, _, err = call("head", tmp_path, "--from", "csv", "--option", 'types={"id": "integer"}')
     assert (code, "must be one of int, float, bool, str, got 'integer'" in err) == (1, True)
 
@@ -645,7 +645,7 @@ def test_options_that_do_not_fit(store, lines, tmp_path, call):
     for arguments, expected in (
         (("info", lines, "--cache", tmp_path / "cache"), "--cache is for datasets in shards"),
         (("info", store.url, "--option", "columns=[]"), "is a dataset in shards"),
-        (("info", store.url, "--storage-option", "mode=append"), "takes no storage options"),
+        (("info", store.url, "--storage-option", "mode=append"), "take no such storage options"),
         (("convert", lines, tmp_path / "out", "--shard-bytes", "much"), "shard_bytes must be a number of bytes"),
     ):
         code, _, err = call(*arguments)

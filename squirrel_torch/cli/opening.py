@@ -87,11 +87,7 @@ def open_source(
         raise ValueError(f"--cache is for datasets in shards, and there is none at {url!r}: leave it out")
     if isinstance(types := options.get("types"), dict):  # of CSV
         options["types"] = {name: _type_of(kind) for name, kind in types.items()}
-    reader = open_files(url, arguments.format, storage_options, **options)
-    known = sorted(set(signature(type(reader)).parameters) - {"url", "storage_options"})
-    if unknown := sorted(set(options) - set(known)):  # the reader has taken it for one of the filesystem's
-        raise ValueError(f"--option {unknown[0]}: {type(reader).__name__} has no such option, it has {', '.join(known)}")
-    return reader
+    return open_files(url, arguments.format, storage_options, **options)
 
 
 def _type_of(name: Any) -> type:

@@ -7,7 +7,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from squirrel_torch.errors import MissingDependencyError, StoreError
 
-__all__ = ["Files", "is_transient", "sync_folder", "tried", "write_at_once"]
+__all__ = ["Files", "check_options", "is_transient", "sync_folder", "tried", "write_at_once"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ _FINAL_ERRORS: Final = (FileNotFoundError, FileExistsError, PermissionError, IsA
 _FINAL_CODES: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 # Packages under fsspec whose errors are no OSError.
 _STORAGE_PACKAGES: Final = ("aiohttp", "aiobotocore", "botocore", "requests", "urllib3", "gcsfs", "google", "azure", "adlfs")
+_LOCAL_OPTIONS: Final = frozenset(("auto_mkdir", "skip_instance_cache", "use_listings_cache"))
 _LONGEST_WAIT: Final = 10.0
 _BUCKETS: Final = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "oci", "tos"))
 
@@ -54,10 +55,7 @@ class Files:
             self.url = url.rstrip("/")
             _require_filesystem(url)
         self._options = storage_options or {}
-        if self.is_local and self._options:
-            raise TypeError(
-                f"unknown arguments {', '.join(sorted(self._options))}: a local folder ({url!r}) takes no storage options"
-            )
+        check_options(url, self._options)
         self._attempts = attempts
         self._opened: tuple[int, Any, str] | None = None
 
@@ -214,6 +212,13 @@ class Files:
 
     def _tried(self, verb: str, name: str, action: Callable[[], T]) -> T:
         return tried(verb, self.path(name), action, self._attempts)
+
+
+def check_options(url: str, options: Mapping[str, Any]) -> None:
+    """Raise TypeError if options for the filesystem can't be for it: local ones take few, and most are mistyped arguments."""
+    is_local = ("://" not in url and "::" not in url) or url.startswith(("file://", "local://"))
+    if is_local and (unknown := sorted(set(options) - _LOCAL_OPTIONS)):
+        raise TypeError(f"unknown arguments {', '.join(unknown)}: local files ({url!r}) take no such storage options")
 
 
 def _require_filesystem(url: str) -> None:

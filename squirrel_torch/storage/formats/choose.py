@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, Final
 
 from squirrel_torch.errors import StoreError
@@ -50,6 +51,7 @@ def open_files(
         **options: For the reader.
 
     Raises:
+        TypeError: If the reader has no such option.
         ValueError: If there is no such format.
         FileNotFoundError: If there is no such file.
         StoreError: If the format can't be seen, or the files are of several.
@@ -67,6 +69,9 @@ def open_files(
     if found not in FORMATS:
         raise ValueError(f"there is no format {found!r}: {_ADVICE}")
     make: Any = FORMATS[found]
+    known = sorted(set(signature(make).parameters) - {"url", "storage_options"})
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"{make.__name__} has no option {unknown[0]!r}, it has {', '.join(known)}")
     reader: FileReader = make(url, **(storage_options or {}), **options)
     return reader
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from squirrel_torch.storage.files import tried
+from squirrel_torch.storage.files import check_options, tried
 
 __all__ = ["FileStream", "Urls", "base_name", "below", "find_files", "open_file", "read_bytes"]
 
@@ -91,8 +91,7 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     # Asked for anew each time: fsspec keeps one per process and never hands it on to a fork.
     import fsspec
 
-    if options and "://" not in url and "::" not in url:
-        raise TypeError(f"unknown arguments {', '.join(sorted(options))}: local files ({url!r}) take no storage options")
+    check_options(url, options)
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, path
 

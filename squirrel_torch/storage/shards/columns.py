@@ -29,6 +29,11 @@ class NotCollatableError(Exception):
 
 # -- how elements lie in memory ---------------------------------------------------------------------------------------
 
+_MOST_DIMENSIONS: Final = 64
+_MOST_ELEMENTS: Final = 1 << 48
+_MOST_EMPTY: Final = 1 << 24
+"""So many elements may lists have that take no bytes in a file, such as None: a few bytes must not become gigabytes."""
+
 _ITEM_TYPES: Final = {"b": "u1", "M": "i8", "m": "i8", "S": "u1", "U": "u1"}
 _VIEWS: Final = {"bool": "u1", "bfloat16": "u2", "complex32": "f2", "complex64": "f4", "complex128": "f8"}
 
@@ -82,7 +87,12 @@ def arrow_type(field: Field) -> pa.DataType:
     if field.kind == "scalar":
         return element if count == 1 else pa.list_(element, count)
     if field.shape is not None:
-        return pa.list_(element, prod(field.shape) * count)
+        size = prod(field.shape) * count
+        if size >= 1 << 31:
+            raise SampleEncodingError(
+                f"an array of {size} numbers is too large for one field: at most {(1 << 31) - 1} can be kept"
+            )
+        return pa.list_(element, size)
     data = pa.large_list(element)
     return data if field.ndim == 1 else pa.struct([("data", data), ("shape", pa.large_list(pa.int64()))])
 
@@ -162,6 +172,8 @@ def _encode_list(values: Sequence[Any], field: Field) -> pa.Array:
     import pyarrow as pa
 
     elements = encode([element for value in values for element in value], field.parts[0])
+    if len(elements) > _MOST_EMPTY and elements.nbytes == 0:
+        raise SampleEncodingError(f"lists of {len(elements)} elements that hold nothing can't be kept: at most {_MOST_EMPTY}")
     return pa.LargeListArray.from_arrays(_offsets(map(len, values), len(values)), elements)
 
 
@@ -431,6 +443,13 @@ class _Tensors(Column):
         return self._tensor(np.concatenate([one._values[part] for one, part in parts]))
 
 
+def _can_be(shape: Any, ndim: int | None) -> bool:
+    """Whether there can be an array of this shape, which comes out of a file."""
+    if shape is None or len(shape) > _MOST_DIMENSIONS or (ndim is not None and len(shape) != ndim):
+        return False
+    return all(size is not None and size >= 0 for size in shape) and prod(size for size in shape if size) < _MOST_ELEMENTS
+
+
 class _Varying(Column):
     """Arrays or tensors whose shapes differ."""
 
@@ -444,7 +463,7 @@ class _Varying(Column):
         self._shapes: list[Any] = (
             [(length // count,) for length in lengths] if field.ndim == 1 else array.field("shape").to_pylist()
         )
-        sizes = [prod(shape) * count if min(shape, default=0) >= 0 else -1 for shape in self._shapes]
+        sizes = [prod(shape) * count if _can_be(shape, field.ndim) else -1 for shape in self._shapes]
         if sizes != lengths:
             raise CorruptDataError(f"a field of {field.describe()} holds shapes that don't fit their data")
 
@@ -521,6 +540,8 @@ class _Tuples(Column):
 class _Lists(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         self._offsets = array.offsets.to_numpy()
+        if len(array.values) > _MOST_EMPTY and array.values.nbytes == 0:
+            raise CorruptDataError(f"a field of {field.describe()} holds lists of {len(array.values)} elements without any bytes")
         self._elements = column(array.values, field.parts[0], writable)
 
     def row(self, index: int) -> Any:

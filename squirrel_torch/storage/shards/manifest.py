@@ -27,6 +27,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _NUMBERED: Final = re.compile(r"(\d{8})\.json")
 _MOST_BYTES: Final = 1 << 29
 _MOST_ROWS: Final = 1 << 48
+_MOST_BLOCK_ROWS: Final = 1 << 20  # rows may take no bytes in a file, and do so in memory
 _COMMITS: Final = 100
 
 
@@ -181,7 +182,7 @@ def entry_from_json(told: Any, fields: Sequence[Field]) -> ShardEntry:
         and re.fullmatch("([0-9a-f]{16})+", sums) is not None
         and schema < len(fields)
         and rows >= 1
-        and block_rows >= 1
+        and 1 <= block_rows <= _MOST_BLOCK_ROWS
         and type(told["keyed"]) is bool
         and told["compression"] in COMPRESSIONS
     )

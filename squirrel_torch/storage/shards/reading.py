@@ -21,7 +21,16 @@ from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.cache import ShardCache
 from squirrel_torch.storage.shards.columns import NotCollatableError, collate
 from squirrel_torch.storage.shards.manifest import Manifest
-from squirrel_torch.storage.shards.shard import FOLDER, Block, OpenShard, ShardEntry, missing, open_local, open_ranges
+from squirrel_torch.storage.shards.shard import (
+    FOLDER,
+    Block,
+    OpenShard,
+    ShardEntry,
+    check_size,
+    missing,
+    open_local,
+    open_ranges,
+)
 from squirrel_torch.storage.store import PartOfRows, Readable
 
 __all__ = ["PartOfShards", "ReadOptions", "Selection", "ShardReader", "check_rows"]
@@ -118,7 +127,8 @@ class ShardReader:
 
         def download() -> bytes:
             try:
-                return self._files.read(name)
+                check_size(self._files.path(name), self._files.size(name), entry)
+                return self._files.read(name, 0, entry.size)  # fewer bytes are the transport's fault: it is tried again
             except FileNotFoundError:
                 raise missing(self._files.path(name), entry) from None
 

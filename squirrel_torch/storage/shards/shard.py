@@ -280,7 +280,10 @@ class OpenShard:
         self._where = where
         self._fetch = fetch
         self._check_blocks = check_blocks
-        self._schema = entry.schema()
+        try:
+            self._schema = entry.schema()
+        except (SampleEncodingError, ValueError) as error:
+            raise CorruptDataError(f"{where}: the manifest lists it with a schema that can't be: {error}") from error
         self._release = release
 
     def close(self) -> None:

@@ -113,14 +113,17 @@ class TestFiles:
         assert len(list((tmp_path / "cache").iterdir())) == 2
 
     def test_options_of_the_filesystem_are_not_shown(self, folder):
-        reader = JsonLines(folder, auto_mkdir=False, secret="TOKEN")
-        assert repr(reader) == f"JsonLines({folder!r})"
-        assert pickle.loads(pickle.dumps(reader))._storage_options == {"auto_mkdir": False, "secret": "TOKEN"}
+        fsspec.filesystem("memory").pipe("/secrets/a.jsonl", LINE)
+        reader = JsonLines("memory://secrets", secret="TOKEN")
+        assert repr(reader) == "JsonLines('memory://secrets')"
+        assert pickle.loads(pickle.dumps(reader))._storage_options == {"secret": "TOKEN"}
+        with pytest.raises(TypeError, match="unknown arguments secret"):
+            JsonLines(folder, secret="TOKEN")
 
     def test_errors_do_not_show_them(self, tmp_path):
-        (tmp_path / "a.jsonl").write_bytes(b"{")
+        fsspec.filesystem("memory").pipe("/broken/a.jsonl", b"{")
         with pytest.raises(StoreError) as caught:
-            list(JsonLines(tmp_path, secret="TOKEN"))
+            list(JsonLines("memory://broken", secret="TOKEN"))
         assert "TOKEN" not in str(caught.value)
 
 
