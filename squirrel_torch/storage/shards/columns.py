@@ -20,7 +20,7 @@ from squirrel_torch.storage.shards.schema import Field
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Column", "NotCollatableError", "arrow_type", "collate", "column", "encode"]
+__all__ = ["Column", "NotCollatableError", "arrow_type", "collate", "column", "columns_of", "encode"]
 
 
 class NotCollatableError(Exception):
@@ -254,6 +254,10 @@ class Column(ABC):
     def rows(self, part: slice) -> Iterable[Any]:
         """The values in some rows."""
 
+    def pick(self, indices: Sequence[int]) -> Iterable[Any]:
+        """The values in rows of any numbers."""
+        return map(self.row, indices)
+
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
         """What `default_collate` makes of the values in some rows of several columns of this kind, this one among them.
 
@@ -279,6 +283,11 @@ def column(array: pa.Array, field: Field, writable: bool) -> Column:
         valid = array.is_valid().to_numpy(zero_copy_only=False)
         return _Nullable(valid, _COLUMNS[field.kind](array.drop_null(), field, writable))
     return _COLUMNS[field.kind](array, field, writable)
+
+
+def columns_of(batch: pa.RecordBatch, field: Field, writable: bool) -> Column:
+    """The column of dicts whose values are the columns of a batch."""
+    return _Dicts(batch, field, writable)
 
 
 def collate(parts: Sequence[tuple[Column, slice]]) -> Any:
@@ -333,6 +342,10 @@ class _Numbers(Column):
     def row(self, index: int) -> Any:
         return self._values.item(index)
 
+    def pick(self, indices: Sequence[int]) -> Iterable[Any]:
+        values: list[Any] = self._values[indices].tolist()
+        return values
+
     def rows(self, part: slice) -> Iterable[Any]:
         values: list[Any] = self._values[part].tolist()
         return values
@@ -381,6 +394,9 @@ class _Scalars(Column):
     def row(self, index: int) -> Any:
         return self._values[index]
 
+    def pick(self, indices: Sequence[int]) -> Iterable[Any]:
+        return list(self._values[indices])
+
     def rows(self, part: slice) -> Iterable[Any]:
         return list(self._values[part])
 
@@ -397,14 +413,20 @@ class _Arrays(Column):
         assert field.shape is not None  # noqa: S101  # chosen by it
         self._writable = writable
         flat = array.flatten().to_numpy()
-        stored = flat.view(np.dtype(field.dtype)) if flat.size else np.empty(0, np.dtype(field.dtype))
-        self._values = stored.reshape(len(array), *field.shape)
+        shape, dtype = (len(array), *field.shape), np.dtype(field.dtype)
+        # Text of no width has elements that take no bytes.
+        self._values = flat.view(dtype).reshape(shape) if flat.size else np.zeros(shape, dtype)
         self._values.flags.writeable = False
 
     def row(self, index: int) -> Any:
         # An index alone would make a number of an array without dimensions.
         value = self._values[index] if self._values.ndim > 1 else self._values[index : index + 1].reshape(())
         return value.copy() if self._writable else value
+
+    def pick(self, indices: Sequence[int]) -> Iterable[Any]:
+        if self._writable or self._values.ndim == 1:
+            return super().pick(indices)
+        return map(self._values.__getitem__, indices)
 
     def rows(self, part: slice) -> Iterable[Any]:
         values = self._values[part].copy() if self._writable else self._values[part]
@@ -478,7 +500,8 @@ class _VaryingArrays(_Varying):
 
     def row(self, index: int) -> Any:
         data = self._flat[self._offsets[index] : self._offsets[index + 1]]
-        value = (data.view(self._dtype) if data.size else np.empty(0, self._dtype)).reshape(self._shapes[index])
+        shape = self._shapes[index]
+        value = data.view(self._dtype).reshape(shape) if data.size else np.zeros(shape, self._dtype)
         value.flags.writeable = False
         return value.copy() if self._writable else value
 
@@ -496,15 +519,29 @@ class _VaryingTensors(_Varying):
 
 
 class _Dicts(Column):
+    """Dicts.
+
+    Args:
+        array: A struct, or a batch whose columns are the values.
+        field: What is in them.
+        writable: As for all columns.
+    """
+
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         self._names = tuple(map(sys.intern, field.names))
         self._length = len(array)
-        children = array.flatten() if field.parts else ()
+        children = () if not field.parts else array.columns if hasattr(array, "columns") else array.flatten()
         self._columns = [column(child, part, writable) for child, part in zip(children, field.parts, strict=True)]
         self._make = _makers.get(len(self._names), _make_any)
+        self._named = [(name, one.row) for name, one in zip(self._names, self._columns, strict=True)]
 
     def row(self, index: int) -> Any:
-        return {name: one.row(index) for name, one in zip(self._names, self._columns, strict=True)}
+        return {name: row(index) for name, row in self._named}
+
+    def pick(self, indices: Sequence[int]) -> Iterable[Any]:
+        if not self._columns:
+            return [{} for _ in indices]
+        return self._make(self._names, [one.pick(indices) for one in self._columns])
 
     def rows(self, part: slice) -> Iterable[Any]:
         if not self._columns:
@@ -534,14 +571,18 @@ class _Tuples(Column):
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
         if not self._columns:
             raise NotCollatableError
-        return [collate([(one._columns[place], part) for one, part in parts]) for place in range(len(self._columns))]
+        batches = [collate([(one._columns[place], part) for one, part in parts]) for place in range(len(self._columns))]
+        # Of text right in a tuple torch makes a tuple, elsewhere a list.
+        return [tuple(batch) if type(one) is _Texts else batch for one, batch in zip(self._columns, batches, strict=True)]
 
 
 class _Lists(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         self._offsets = array.offsets.to_numpy()
         if len(array.values) > _MOST_EMPTY and array.values.nbytes == 0:
-            raise CorruptDataError(f"a field of {field.describe()} holds lists of {len(array.values)} elements without any bytes")
+            raise CorruptDataError(
+                f"a field of {field.describe()} holds lists of {len(array.values)} elements without any bytes"
+            )
         self._elements = column(array.values, field.parts[0], writable)
 
     def row(self, index: int) -> Any:
@@ -580,41 +621,42 @@ _COLUMNS: Final[dict[str, Callable[[Any, Field, bool], Column]]] = {
 }
 
 
-# Written out, a dict is made three times as fast as dict(zip(...)) makes it.
+# Written out, a dict is made three times as fast as dict(zip(...)) makes it; one by one, as the consumer drops them, the next
+# one takes the memory of the last, and the garbage collector never looks.
 
 
-def _make_1(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_1(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     (i,) = names
-    return [{i: a} for a in columns[0]]
+    return ({i: a} for a in columns[0])
 
 
-def _make_2(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_2(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     i, j = names
-    return [{i: a, j: b} for a, b in zip(*columns, strict=True)]
+    return ({i: a, j: b} for a, b in zip(*columns, strict=True))
 
 
-def _make_3(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_3(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     i, j, k = names
-    return [{i: a, j: b, k: c} for a, b, c in zip(*columns, strict=True)]
+    return ({i: a, j: b, k: c} for a, b, c in zip(*columns, strict=True))
 
 
-def _make_4(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_4(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     i, j, k, m = names
-    return [{i: a, j: b, k: c, m: d} for a, b, c, d in zip(*columns, strict=True)]
+    return ({i: a, j: b, k: c, m: d} for a, b, c, d in zip(*columns, strict=True))
 
 
-def _make_5(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_5(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     i, j, k, m, n = names
-    return [{i: a, j: b, k: c, m: d, n: e} for a, b, c, d, e in zip(*columns, strict=True)]
+    return ({i: a, j: b, k: c, m: d, n: e} for a, b, c, d, e in zip(*columns, strict=True))
 
 
-def _make_6(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
+def _make_6(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
     i, j, k, m, n, o = names
-    return [{i: a, j: b, k: c, m: d, n: e, o: f} for a, b, c, d, e, f in zip(*columns, strict=True)]
+    return ({i: a, j: b, k: c, m: d, n: e, o: f} for a, b, c, d, e, f in zip(*columns, strict=True))
 
 
-def _make_any(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> list[Any]:
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+def _make_any(names: Sequence[str], columns: Sequence[Iterable[Any]]) -> Iterable[Any]:
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 _makers: Final = {1: _make_1, 2: _make_2, 3: _make_3, 4: _make_4, 5: _make_5, 6: _make_6}

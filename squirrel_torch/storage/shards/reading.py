@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, compress, repeat
 from math import inf
 from operator import length_hint
 from typing import Any, Final, TypeVar
@@ -89,6 +90,8 @@ class ShardReader:
         rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(rows)])
         """The number of each shard's first row, and behind them that of all rows."""
+        self._starts: list[int] = self.starts.tolist()
+        self.rows = self._starts[-1]
 
     @property
     def by_ranges(self) -> bool:
@@ -97,9 +100,12 @@ class ShardReader:
 
     @property
     def window(self) -> int:
-        """How many rows are put into order at a time: few, if each of them may hold a block in memory."""
-        views = not self.by_ranges and all(shard.compression is None for shard in self.manifest.shards)
-        return _WINDOW_VIEWS if views else _WINDOW_COPIES
+        """How many rows are put into order at a time: few, if each of them may hold a block in memory, or if they are large."""
+        shards = self.manifest.shards
+        views = not self.by_ranges and all(shard.compression is None for shard in shards)
+        # Compressed rows are larger than their share of the file; how much, can only be guessed.
+        mean = sum(shard.size * (1 if shard.compression is None else 4) for shard in shards) / max(1, self.rows)
+        return int(max(1, min(_WINDOW_VIEWS if views else _WINDOW_COPIES, _HELD_BYTES // max(1.0, mean))))
 
     def shard(self, index: int) -> OpenShard:
         """A shard, verified."""
@@ -154,8 +160,8 @@ class ShardReader:
 
     def place(self, row: int) -> tuple[int, int, int]:
         """Where a row is: the shard, the block in it, the row in that."""
-        index = int(np.searchsorted(self.starts, row, side="right")) - 1
-        block, inside = divmod(row - int(self.starts[index]), self.manifest.shards[index].block_rows)
+        index = bisect_right(self._starts, row) - 1
+        block, inside = divmod(row - self._starts[index], self.manifest.shards[index].block_rows)
         return index, block, inside
 
     def row(self, row: int) -> Any:
@@ -200,21 +206,20 @@ class PartOfShards:
         self._reader = reader
         self._share = share
         self._passed = 0
-        self._rows: Iterator[Any] = iter(())
+        self._left: Iterator[bool] = iter(())
 
     def position(self) -> int:
         """How many rows of the whole have been passed."""
-        left = length_hint(self._rows)
-        return max(0, self._passed - left * self._share.count)
+        return max(0, self._passed - length_hint(self._left) * self._share.count)
 
     def rows(self) -> Iterator[Iterator[Any]]:
-        """The rows of each block."""
+        """The rows of each block, made one by one as they are asked for."""
         for start, block, part in self._blocks():
-            rows = list(block.column.rows(part))
-            self._passed = start + part.start + (len(rows) - 1) * self._share.count + 1
-            self._rows = iter(rows)
-            del rows
-            yield self._rows
+            count = len(range(part.start, block.count, part.step))
+            self._passed = start + part.start + (count - 1) * self._share.count + 1
+            self._left = repeat(True, count)
+            # Nothing but a count of what is left, in C.
+            yield compress(block.column.rows(part), self._left)
 
     def collated(self, size: int, drop_last: bool) -> Iterator[Any] | None:
         """See `PartOfRows.collated`."""
@@ -384,9 +389,8 @@ class _SelectedRows:
         rows: list[Any] = [None] * len(window)
         for index, number, inside, order in places:
             block = self._reader.block(index, number) if blocks is None else next(blocks)
-            row = block.row
-            for place, target in zip(inside, order, strict=True):
-                rows[target] = row(place)
+            for target, row in zip(order, block.column.pick(inside), strict=True):
+                rows[target] = row
         return rows
 
     def _ordered_ahead(self, windows: Sequence[Any]) -> Iterator[list[Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from squirrel_torch.errors import CorruptDataError, SampleEncodingError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.storage.files import Files, sync_folder
-from squirrel_torch.storage.shards.columns import Column, arrow_type, column, encode
+from squirrel_torch.storage.shards.columns import Column, arrow_type, column, columns_of, encode
 from squirrel_torch.storage.shards.schema import Field, find_field
 
 if TYPE_CHECKING:
@@ -243,17 +243,13 @@ class Block:
     """
 
     def __init__(self, batch: pa.RecordBatch, entry: ShardEntry, writable: bool) -> None:
-        columns = batch.columns
-        self.keys: list[str] | None = columns.pop(0).to_pylist() if entry.keyed else None
-        if is_struct(entry.field):
-            import pyarrow as pa
-
-            array = pa.StructArray.from_arrays(columns, names=list(entry.field.names))
-        else:
-            (array,) = columns
-        self.column: Column = column(array, entry.field, writable)
-        self.count = batch.num_rows
-        self.size = batch.nbytes
+        self.keys: list[str] | None = None
+        self.count, self.size = batch.num_rows, batch.nbytes
+        if entry.keyed:
+            self.keys, batch = batch.column(0).to_pylist(), batch.remove_column(0)
+        self.column: Column = (columns_of if is_struct(entry.field) else column)(
+            batch if is_struct(entry.field) else batch.column(0), entry.field, writable
+        )
         self.row = self.column.row
 
 

@@ -111,8 +111,9 @@ class ShardStore(Store):
         self._pid = self._reader_pid = os.getpid()
         self._lock = threading.RLock()
         self._reader: ShardReader | None = None
-        self._places: dict[str, int] | None = None
-        self._index: dict[str, int] | None = None
+        # Each with the reader that it is of: another thread may refresh at any time.
+        self._places: tuple[ShardReader, dict[str, int]] | None = None
+        self._index: tuple[ShardReader, dict[str, int]] | None = None
         self._own: int | None = None
         self._is_copy = False
         self._forget()
@@ -198,7 +199,9 @@ class ShardStore(Store):
             CorruptDataError: If its bytes are not what was written.
         """
         reader = self._read()
-        return reader.row(int(check_rows([row], reader.manifest.rows)[0]))
+        if type(row) is not int or not 0 <= row < reader.rows:
+            row = int(check_rows([row], reader.manifest.rows)[0])
+        return reader.row(row)
 
     def select(self, rows: Sequence[int] | Iterable[int]) -> Selection:
         """Samples by their numbers, in the order of the numbers: sized, as often iterable as one likes, a source of streams.
@@ -216,26 +219,27 @@ class ShardStore(Store):
 
     def get(self, key: str) -> Any:
         """The sample under `key`; see `Store.get`."""
-        row = self._find(key)
+        reader = self._read()
+        row = self._find(key, reader)
         if row is None:
             raise SampleNotFoundError(f"no sample under {key!r} in {self!r}")
-        return self._read().row(row)
+        return reader.row(row)
 
     def get_many(self, keys: Iterable[str]) -> list[Any]:
         """The samples under `keys`, read in the order in which they lie; see `Store.get_many`."""
         rows = []
+        reader = self._read()
         for key in keys:
-            row = self._find(key)
+            row = self._find(key, reader)
             if row is None:
                 raise SampleNotFoundError(f"no sample under {key!r} in {self!r}")
             rows.append(row)
-        return list(self.select(rows))
+        return list(Selection(lambda: reader, check_rows(rows, reader.manifest.rows)))
 
-    def _find(self, key: object) -> int | None:
+    def _find(self, key: object, reader: ShardReader) -> int | None:
         """The number of the row under `key`."""
         if not isinstance(key, str):
             return None
-        reader = self._read()
         if any(shard.keyed for shard in reader.manifest.shards):
             row = self._keyed(reader).get(key)
             if row is not None:
@@ -245,9 +249,9 @@ class ShardStore(Store):
             return None
         shards = reader.manifest.shards
         with self._lock:
-            if self._places is None:
-                self._places = {shard.name: place for place, shard in enumerate(shards)}
-            place = self._places.get(f"{match[1]}.arrow")
+            if self._places is None or self._places[0] is not reader:
+                self._places = reader, {shard.name: place for place, shard in enumerate(shards)}
+            place = self._places[1].get(f"{match[1]}.arrow")
         if place is None or shards[place].keyed or int(match[2]) >= shards[place].rows:
             return None
         return int(reader.starts[place]) + int(match[2])
@@ -255,12 +259,12 @@ class ShardStore(Store):
     def _keyed(self, reader: ShardReader) -> dict[str, int]:
         """The rows of all samples that have keys of their own, by these."""
         with self._lock:
-            if self._index is None:
-                self._index = dict(_keys_of(reader))
-            return self._index
+            if self._index is None or self._index[0] is not reader:
+                self._index = reader, dict(_keys_of(reader))
+            return self._index[1]
 
     def __contains__(self, key: object) -> bool:
-        return self._find(key) is not None
+        return self._find(key, self._read()) is not None
 
     def __len__(self) -> int:
         return self._read().manifest.rows
@@ -332,7 +336,7 @@ class ShardStore(Store):
             key.encode()
         except UnicodeEncodeError as error:
             raise StoreError(f"the key {key!r} is no Unicode: {error}") from None
-        known = key in self._new_keys or (self._mode != "overwrite" and self._find(key) is not None)
+        known = key in self._new_keys or (self._mode != "overwrite" and self._find(key, self._read()) is not None)
         # Keys that were made for samples which are not committed yet, and that may be made for the next ones.
         match = _KEY.fullmatch(key)
         made = match is not None and f"{match[1]}.arrow" in {self._name, *(entry.name for entry in self._written)}
@@ -363,7 +367,7 @@ class ShardStore(Store):
                 entries, self._written = self._written, []
                 self._commit(entries, None)
 
-    def _commit(self, entries: Sequence[ShardEntry], job: str | None) -> None:
+    def _commit(self, entries: Sequence[ShardEntry], job: str | None) -> int:
         keys, self._new_keys = self._new_keys, set()
 
         def check(before: Manifest) -> None:
@@ -371,11 +375,16 @@ class ShardStore(Store):
             if both := keys & known:
                 raise StoreError(f"there is a sample under {min(both)!r} in {self!r} already: shards are never changed")
 
-        self._own = commit(self._files, self._mode, entries, self._metadata, job, self._own, check).number
+        number = commit(self._files, self._mode, entries, self._metadata, job, self._own, check).number
+        self._committed(number)
+        return number
+
+    def _committed(self, number: int) -> None:
+        self._own = number
         self.refresh()
 
     def _writing(self, job: str | None) -> ShardWriting:
-        return ShardWriting(self._files, self._format, self._check_mode, self._commit, job)
+        return ShardWriting(self._files, self._format, self._check_mode, self._commit, self._committed, job)
 
     def remove_unlisted(self, older_than: float = 86400.0) -> list[str]:
         """Remove shards that no manifest lists: writers that were killed have left them. Local files only.

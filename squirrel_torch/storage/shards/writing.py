@@ -217,7 +217,8 @@ class ShardWriting(Writing):
         files: The folder of the dataset.
         shape: How shards are written.
         check: Raises if there may be no commit, as far as that can be known before.
-        commit: Commits shards under the name of a job.
+        commit: Commits shards under the name of a job; the number of the commit.
+        committed: Called with it, on all ranks.
         job: The name of the job, if it has one.
     """
 
@@ -228,7 +229,8 @@ class ShardWriting(Writing):
         files: Files,
         shape: ShardFormat,
         check: Callable[[str | None], None],
-        commit: Callable[[Sequence[ShardEntry], str | None], Any],
+        commit: Callable[[Sequence[ShardEntry], str | None], int],
+        committed: Callable[[int], None],
         job: str | None,
     ) -> None:
         self._share = rank_shard()
@@ -241,6 +243,7 @@ class ShardWriting(Writing):
         self._files = files
         self._shape = shape
         self._commit = commit
+        self._committed = committed
         self._journal = None if job is None else Journal(files, job, self._share)
         done = {} if self._journal is None else self._journal.done()
         self._written: dict[int, ShardEntry] = {}
@@ -279,15 +282,16 @@ class ShardWriting(Writing):
         own = [self._written[first] for first in sorted(self._written)]
         job = None if self._journal is None else self._journal.job
         together = self._from_all_ranks(own)
-        error: Exception | None = None
+        told: int | Exception = 0
         if self._share.index == 0:
             try:
-                self._commit([entry for entries in together for entry in entries], job)
+                told = self._commit([entry for entries in together for entry in entries], job)
             except Exception as reason:  # noqa: BLE001  # raised on all ranks
-                error = reason
-        error = self._from_all_ranks(error)[0]
-        if error is not None:
-            raise error
+                told = reason
+        told = self._from_all_ranks(told)[0]
+        if isinstance(told, Exception):
+            raise told
+        self._committed(told)
         if self._journal is not None:
             self._journal.clear()
         return Written(sum(entry.rows for entry in own), tuple(entry.name for entry in own), sum(entry.size for entry in own))
