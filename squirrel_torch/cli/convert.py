@@ -136,15 +136,13 @@ class _FileByFile:
         self._arguments = arguments
         self._files = target._files
         self._job: str | None = arguments.resume
-        target._check_mode(self._job)
+        self._field: Field | None = target._check_sink(self._job)
         self._journal = None if self._job is None else Journal(self._files, self._job, WHOLE)
         stamp = "" if self._job is None else format_of(reader)
         self._tasks = [
             _Task(number, path, f"file {stamp} {_stamp(path, storage_options)} {path}" if stamp else path)
             for number, path in enumerate(reader.files)
         ]
-        appends = arguments.mode == "append"
-        self._field: Field | None = target.manifest.field if appends else None
 
     def run(self) -> Written:
         """Write what is left to be written, and commit it all."""
@@ -159,7 +157,8 @@ class _FileByFile:
                 _remove(self._files, [entry for entries in written.values() for entry in entries])
             raise
         entries = [entry for number in sorted(written) for entry in written[number]]
-        self._target._commit(entries, self._job)
+        self._target._commit_stream(entries, self._job)
+        self._target.refresh()
         if self._journal is not None:
             _remove(self._files, stale)
             self._journal.clear()

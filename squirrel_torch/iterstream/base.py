@@ -758,7 +758,8 @@ class Composable(DataPipe[T_co]):
 
         A store of shards gets whole shards, and all of them at once when the stream has ended: until then nothing can be
         seen of them. Under several ranks the stream has to be split by rank; they commit together, so
-        torch.distributed must be initialized.
+        torch.distributed must be initialized. The stream must give samples of their own, as for `batched`: they are
+        written later than they are given.
 
         Args:
             store: Gives each sample a key of its own.

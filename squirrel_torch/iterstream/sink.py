@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import Piped
@@ -41,6 +42,9 @@ def write_stream(
 ) -> Written:
     """See `Composable.sink`."""
     require_store("sink", store)
+    require_at_least("buffer", buffer, 1)
+    if max_workers is not None:
+        require_at_least("max_workers", max_workers, 1)
     _check_places(stream, store, executor)
     writing = store._writing(resume)
     if writing.holds is not None:
@@ -51,11 +55,13 @@ def write_stream(
     # `chunksize` 1 where a group is work enough by itself.
     size: Any = "auto" if writing.holds is None else 1
     written = groups.async_map(_Write(writing.write), buffer, max_workers, executor, chunksize=size)
+    run = written.run()
     with _bar(progress, store, writing.resumed) as bar:
         try:
-            for first, result in written:
+            for first, result in run:
                 bar.update(writing.receive(first, result))
         except BaseException:
+            run.close()  # waits for what is being written
             writing.abort()
             raise
         return writing.commit()

@@ -22,7 +22,7 @@ from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
-from squirrel_torch.storage import PartOfRows, Readable, Store
+from squirrel_torch.storage import PartOfRows, Readable
 
 if TYPE_CHECKING:
     import random
@@ -104,8 +104,10 @@ class IterableSource(Source[T_co]):
         [1, 2]
     """
 
-    def __init__(self, source: Iterable[T_co] | Callable[[], Iterable[T_co]] | Store | MapStyle[T_co] = ()) -> None:
+    def __init__(self, source: Iterable[T_co] | Callable[[], Iterable[T_co]] | MapStyle[T_co] = ()) -> None:
         require_source(source)
+        if isinstance(source, Readable):
+            source._prepare()
         super().__init__(source=source)  # type: ignore[arg-type]  # wider than what a composable takes
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from squirrel_torch.errors import MissingDependencyError, StoreError
 
-__all__ = ["Files", "check_options", "is_transient", "sync_folder", "tried", "write_at_once"]
+__all__ = ["Files", "check_options", "folder_url", "is_transient", "sync_folder", "tried", "write_at_once"]
 
 T = TypeVar("T")
 
@@ -214,6 +214,20 @@ class Files:
         return tried(verb, self.path(name), action, self._attempts)
 
 
+def folder_url(url: object) -> str:
+    """The URL of a folder, as text.
+
+    Raises:
+        ValueError: If it is none, is empty, or has a query: the names of files can't be put behind that.
+    """
+    text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"url must be a path or a URL that is not empty, got {url!r}")
+    if "://" in text and "?" in text:
+        raise ValueError(f"url must name a folder, got one with a query: {_without_secrets(text)!r}")
+    return text
+
+
 def check_options(url: str, options: Mapping[str, Any]) -> None:
     """Raise TypeError if options for the filesystem can't be for it: local ones take few, and most are mistyped arguments."""
     is_local = ("://" not in url and "::" not in url) or url.startswith(("file://", "local://"))
@@ -237,7 +251,7 @@ def _require_filesystem(url: str) -> None:
 
 
 def _without_secrets(url: str) -> str:
-    return re.sub(r"://[^/@]*@", "://...@", url)
+    return re.sub(r"\?.*", "?...", re.sub(r"://[^/@]*@", "://...@", url))
 
 
 def _make_folder(filesystem: Any, path: str) -> None:

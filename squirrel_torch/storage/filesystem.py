@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import CorruptDataError, SampleNotFoundError, StoreError
 from squirrel_torch.storage.codecs import codec_for
-from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.files import Files, folder_url
 from squirrel_torch.storage.store import Store, check_key
 
 __all__ = ["FilesystemStore"]
@@ -62,9 +62,7 @@ class FilesystemStore(Store):
         attempts: int = 5,
         **storage_options: Any,
     ) -> None:
-        location = os.fspath(url)
-        if not isinstance(location, str) or not location:
-            raise ValueError(f"url must be a path or a URL that is not empty, got {url!r}")
+        location = folder_url(url)
         require_at_least("attempts", attempts, 1)
         self._codec = codec_for(format)
         self._files = _Files(location, storage_options, attempts)

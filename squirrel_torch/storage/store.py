@@ -71,10 +71,12 @@ class Group:
     Args:
         first: The number of the first of them in the stream.
         samples: At least one.
+        name: Of the file that is to hold them, where there is one.
     """
 
     first: int
     samples: list[Any]
+    name: str = ""
 
 
 class Writing:
@@ -170,6 +172,9 @@ class Readable(ABC):
 
         A generator, or a `PartOfRows`: messages ask how many were read.
         """
+
+    def _prepare(self) -> None:  # noqa: B027  # most have nothing to settle
+        """Settle what there is to read: called where a stream is built, so that all its workers see the same."""
 
     def __iter__(self) -> Iterator[Any]:
         return self._part(WHOLE)

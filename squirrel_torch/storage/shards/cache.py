@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ __all__ = ["ShardCache"]
 
 _log = logging.getLogger(__name__)
 _TEMPORARY: Final = "tmp-"
+_OURS: Final = re.compile(r"[0-9a-f]{32}-\d+\.arrow|tmp-[0-9a-f]{32}")
+"""Whatever else lies in the folder is not counted and not touched."""
 
 
 class ShardCache:
@@ -36,12 +40,18 @@ class ShardCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int | None) -> None:
+        if not os.fspath(folder) or "://" in str(folder):
+            raise ValueError(f"cache must be a folder on a local disk, got {folder!r}")
         self._folder = Path(folder).expanduser().absolute()
         self._limit = limit
         self._verified: set[tuple[str, int]] = set()
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_verified": set()}
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes can all be copied."""
+        return self._limit is None or size <= self._limit
 
     @property
     def most_held(self) -> float:
@@ -154,7 +164,7 @@ class ShardCache:
         copies = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False):
+                if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     copies.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         left = sum(copy[1] for copy in copies) + size - self._limit
@@ -165,11 +175,15 @@ class ShardCache:
         return left <= 0
 
 
+_held: weakref.WeakSet[_Release] = weakref.WeakSet()
+
+
 class _Release:
     """Gives a descriptor back, once."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
+        _held.add(self)
 
     def __call__(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -209,3 +223,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _let_go() -> None:
+    # A lock belongs to all processes that have inherited its descriptor: a child that reads nothing would keep copies in use.
+    for release in list(_held):
+        release()
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -188,6 +188,7 @@ def _offsets(lengths: Iterable[int], count: int) -> Any:
 def _encode_array(values: Sequence[Any], field: Field) -> pa.Array:
     import pyarrow as pa
 
+    arrow_type(field)  # raises if they are too large
     stored, count = _storage(field)
     flatten = _flat_tensors if field.kind == "tensor" else _flat_arrays
     flat = pa.array(flatten(values, field, stored))
@@ -459,7 +460,8 @@ class _Tensors(Column):
         return self._tensor(self._values[index : index + 1])[0]
 
     def rows(self, part: slice) -> Iterable[Any]:
-        return self._tensor(self._values[part]).unbind(0)
+        # Each with memory of its own: a view would keep all of its block, also where it is pickled or shared.
+        return [one.clone() for one in self._tensor(self._values[part]).unbind(0)]
 
     def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
         return self._tensor(np.concatenate([one._values[part] for one, part in parts]))

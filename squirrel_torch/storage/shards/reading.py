@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, compress, repeat
 from math import inf
+from operator import index as as_index
 from operator import length_hint
 from typing import Any, Final, TypeVar
 
@@ -90,6 +91,8 @@ class ShardReader:
         rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(rows)])
         """The number of each shard's first row, and behind them that of all rows."""
+        self.block_rows = np.array([shard.block_rows for shard in manifest.shards], dtype=np.int64)
+        self.keyed = any(shard.keyed for shard in manifest.shards)
         self._starts: list[int] = self.starts.tolist()
         self.rows = self._starts[-1]
 
@@ -102,7 +105,9 @@ class ShardReader:
     def window(self) -> int:
         """How many rows are put into order at a time: few, if each of them may hold a block in memory, or if they are large."""
         shards = self.manifest.shards
-        views = not self.by_ranges and all(shard.compression is None for shard in shards)
+        copies = self.options.cache
+        mapped = self._files.is_local or (copies is not None and copies.fits(sum(shard.size for shard in shards)))
+        views = mapped and all(shard.compression is None for shard in shards)
         # Compressed rows are larger than their share of the file; how much, can only be guessed.
         mean = sum(shard.size * (1 if shard.compression is None else 4) for shard in shards) / max(1, self.rows)
         return int(max(1, min(_WINDOW_VIEWS if views else _WINDOW_COPIES, _HELD_BYTES // max(1.0, mean))))
@@ -118,10 +123,16 @@ class ShardReader:
             known = self._open.setdefault(index, opened)
             most = inf if self.options.cache is None else self.options.cache.most_held
             while len(self._open) > _OPEN or (len(self._open) > _FEWEST and self._open_bytes() > most):
-                self._open.popitem(last=False)[1].close()
+                self._close_oldest()
         if known is not opened:
             opened.close()
         return known
+
+    def _close_oldest(self) -> None:
+        index, shard = self._open.popitem(last=False)
+        shard.close()
+        for key in [key for key in self._blocks if key[0] == index]:  # they keep it mapped
+            self._held -= self._blocks.pop(key)[1]
 
     def _open_bytes(self) -> int:
         return sum(shard.entry.size for shard in self._open.values())
@@ -147,11 +158,12 @@ class ShardReader:
             if (index, number) in self._blocks:
                 self._blocks.move_to_end((index, number))
                 return self._blocks[index, number][0]
-        block = self.shard(index).block(number, self.options.writable)
-        is_view = not self.by_ranges and self.manifest.shards[index].compression is None
+        shard = self.shard(index)
+        block = shard.block(number, self.options.writable)
+        is_view = shard.is_mapped and shard.entry.compression is None
         size = _VIEW_BYTES if is_view else block.size
         with self._lock:
-            if (index, number) not in self._blocks:
+            if (index, number) not in self._blocks and index in self._open:
                 self._blocks[index, number] = block, size
                 self._held += size
             while self._held > _HELD_BYTES and len(self._blocks) > 1:
@@ -243,59 +255,64 @@ class PartOfShards:
 
     def _blocks(self) -> Iterator[tuple[int, Block, slice]]:
         """The number of the first row of each block, the block, and which of its rows are of the share."""
-        wanted = list(self._wanted())
-        loaded = self._ranges(wanted) if self._reader.by_ranges else self._shards(wanted)
-        yield from loaded
+        numbers = [number for number in range(len(self._reader.manifest.shards)) if next(self._wanted(number), None)]
+        if self._reader.by_ranges:
+            return self._ranges(wanted for number in numbers for wanted in self._wanted(number))
+        return self._shards(numbers)
 
-    def _wanted(self) -> Iterator[tuple[int, int, int, slice]]:
-        """For each block with rows of the share: shard, block, number of its first row, which rows."""
+    def _wanted(self, number: int) -> Iterator[tuple[int, int, int, slice]]:
+        """For each block of a shard with rows of the share: shard, block, number of its first row, which rows."""
         index, count = self._share.index, self._share.count
-        for number, entry in enumerate(self._reader.manifest.shards):
-            begin = int(self._reader.starts[number])
-            for block in range(entry.blocks):
-                start = begin + block * entry.block_rows
-                offset = (index - start) % count
-                if offset < entry.rows_of(block):
-                    yield number, block, start, slice(offset, None, count)
+        entry, begin = self._reader.manifest.shards[number], int(self._reader.starts[number])
+        for block in range(entry.blocks):
+            start = begin + block * entry.block_rows
+            offset = (index - start) % count
+            if offset < entry.rows_of(block):
+                yield number, block, start, slice(offset, None, count)
 
-    def _shards(self, wanted: Sequence[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
-        reader, writable = self._reader, self._reader.options.writable
-        numbers = list(dict.fromkeys(number for number, *_ in wanted))
+    def _shards(self, numbers: Sequence[int]) -> Iterator[tuple[int, Block, slice]]:
+        """Shard by shard, the next one opened meanwhile."""
+        reader = self._reader
         tasks: Iterator[Callable[[], OpenShard]] = (partial(reader.shard, number) for number in numbers)
         is_alone = len(numbers) == 1 or not reader.options.ahead
         opened = (task() for task in tasks) if is_alone else ahead(tasks, _AHEAD_SHARDS)
-        current, shard = -1, None
         with closing(opened):
-            for number, block, start, part in wanted:
-                if number != current:
-                    current, shard = number, next(opened)
-                assert shard is not None  # noqa: S101  # the first number is none
-                yield start, shard.block(block, writable), part
+            for number, shard in zip(numbers, opened, strict=True):
+                if shard.is_mapped:
+                    for _, block, start, part in self._wanted(number):
+                        yield start, shard.block(block, reader.options.writable), part
+                else:  # there was no room for a copy
+                    yield from self._ranges(self._wanted(number))
 
-    def _ranges(self, wanted: Sequence[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
-        """Neighbouring blocks in one range."""
+    def _ranges(self, wanted: Iterable[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
+        """Neighbouring blocks in one range, several ranges ahead."""
         reader = self._reader
-        groups: list[list[tuple[int, int, int, slice]]] = []
-        for one in wanted:
-            number, block = one[:2]
-            ends = reader.manifest.shards[number].ends
-            last = groups[-1][-1] if groups else (-1, -1)
-            joined = last[:2] == (number, block - 1) and ends[block + 1] - ends[groups[-1][0][1]] <= _RANGE_BYTES
-            if joined:
-                groups[-1].append(one)
-            else:
-                groups.append([one])
 
         def fetched(group: list[tuple[int, int, int, slice]]) -> list[tuple[int, Block, slice]]:
             shard = reader.shard(group[0][0])
             data = shard.fetch_blocks(group[0][1], group[-1][1], reader.options.writable)
             return [(start, block, part) for (_, _, start, part), block in zip(group, data, strict=True)]
 
-        tasks: Iterator[Callable[[], list[tuple[int, Block, slice]]]] = (partial(fetched, group) for group in groups)
+        tasks: Iterator[Callable[[], list[tuple[int, Block, slice]]]] = (
+            partial(fetched, group) for group in self._neighbours(wanted)
+        )
         depth = _AHEAD_RANGES if reader.options.ahead else 1
         with closing(ahead(tasks, depth)) as fetching:
             for blocks in fetching:
                 yield from blocks
+
+    def _neighbours(self, wanted: Iterable[tuple[int, int, int, slice]]) -> Iterator[list[tuple[int, int, int, slice]]]:
+        group: list[tuple[int, int, int, slice]] = []
+        for one in wanted:
+            number, block = one[:2]
+            ends = self._reader.manifest.shards[number].ends
+            follows = bool(group) and group[-1][:2] == (number, block - 1)
+            if group and not (follows and ends[block + 1] - ends[group[0][1]] <= _RANGE_BYTES):
+                yield group
+                group = []
+            group.append(one)
+        if group:
+            yield group
 
 
 def _slice(rows: range) -> slice:
@@ -329,7 +346,10 @@ class Selection(Readable):
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> Any:
-        return self._reader().row(int(self._numbers[index]))
+        place = as_index(index)
+        if not -len(self._numbers) <= place < len(self._numbers):
+            raise IndexError(f"there is no row {place} in a selection of {len(self._numbers)}")
+        return self._reader().row(int(self._numbers[place]))
 
     def __repr__(self) -> str:
         return f"<{len(self)} rows selected>"
@@ -373,8 +393,7 @@ class _SelectedRows:
         reader = self._reader
         order = np.argsort(window, kind="stable")
         shards = np.searchsorted(reader.starts, window[order], side="right") - 1
-        sizes = np.array([shard.block_rows for shard in reader.manifest.shards], dtype=np.int64)
-        blocks, inside = np.divmod(window[order] - reader.starts[shards], sizes[shards])
+        blocks, inside = np.divmod(window[order] - reader.starts[shards], reader.block_rows[shards])
         cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(blocks) != 0)) + 1
         begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(window)]
         inside_list, order_list = inside.tolist(), order.tolist()

@@ -111,6 +111,8 @@ class Field:
 def kind_of(kind: type) -> str | None:
     """The kind of a Python type; None if no store can keep it."""
     if kind not in _KINDS:
+        if issubclass(kind, np.ma.MaskedArray):
+            return None  # its mask would be lost
         found = next((name for base, name in _BASES if issubclass(kind, base)), None)
         if found is None:
             return None
@@ -226,7 +228,7 @@ def _find_array(kind: str, values: Sequence[Any]) -> Field:
         raise _DifferError
     if kind == "tensor":
         name = str(dtype).removeprefix("torch.")
-        plain = {(value.layout, value.is_quantized) for value in values} == {(torch.strided, False)}
+        plain = {(value.layout, value.is_quantized or value.is_meta) for value in values} == {(torch.strided, False)}
         if not plain or name not in _TORCH_DTYPES:
             raise _DifferError
     else:

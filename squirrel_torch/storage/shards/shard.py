@@ -20,7 +20,17 @@ from squirrel_torch.storage.shards.schema import Field, find_field
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COMPRESSIONS", "FOLDER", "Block", "OpenShard", "ShardEntry", "open_local", "open_ranges", "write_shard"]
+__all__ = [
+    "COMPRESSIONS",
+    "FOLDER",
+    "Block",
+    "OpenShard",
+    "ShardEntry",
+    "check_fits",
+    "open_local",
+    "open_ranges",
+    "write_shard",
+]
 
 COMPRESSIONS: Final = (None, "lz4", "zstd")
 FOLDER: Final = "shards"
@@ -223,11 +233,16 @@ def _encoded(samples: Sequence[Any], field: Field, first: int) -> list[Any]:
         return [encode([sample[name] for sample in samples], part) for name, part in zip(field.names, field.parts, strict=True)]
     except SampleEncodingError:
         for number, sample in enumerate(samples, first):
-            try:
-                encode([sample], field)
-            except SampleEncodingError as error:
-                raise SampleEncodingError(f"sample number {number}: {error}") from None
+            check_fits(sample, field, number)
         raise
+
+
+def check_fits(sample: Any, field: Field, number: int) -> None:
+    """Raise SampleEncodingError, with its number, if a sample of the right types can't be kept for its values."""
+    try:
+        encode([sample], field)
+    except SampleEncodingError as error:
+        raise SampleEncodingError(f"sample number {number}: {error}") from None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -262,6 +277,7 @@ class OpenShard:
         fetch: Gives the bytes of a part of its file.
         check_blocks: Verify each block before its first row is given; else all of the file has been verified.
         release: Called when the shard is not needed any more.
+        is_mapped: Whether what `fetch` gives takes no memory: a view on a mapped file.
     """
 
     def __init__(
@@ -271,8 +287,10 @@ class OpenShard:
         fetch: Callable[[int, int], Any],
         check_blocks: bool,
         release: Callable[[], None] | None = None,
+        is_mapped: bool = False,
     ) -> None:
         self.entry = entry
+        self.is_mapped = is_mapped
         self._where = where
         self._fetch = fetch
         self._check_blocks = check_blocks
@@ -356,7 +374,9 @@ def open_local(path: str, entry: ShardEntry, verify: str, release: Callable[[], 
     check_size(path, buffer.size, entry)
     if verify == "shard":
         check_sum(path, buffer, entry)
-    return OpenShard(entry, path, lambda start, end: buffer.slice(start, end - start), verify == "block", release)
+    return OpenShard(
+        entry, path, lambda start, end: buffer.slice(start, end - start), verify == "block", release, is_mapped=True
+    )
 
 
 def open_ranges(files: Files, entry: ShardEntry, verify: str) -> OpenShard:

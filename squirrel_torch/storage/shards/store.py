@@ -9,20 +9,26 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
+
+import numpy as np
+import torch
 
 from squirrel_torch.checks import bytes_from, require_at_least
 from squirrel_torch.errors import SampleNotFoundError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.files import Files, folder_url
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards.cache import ShardCache
 from squirrel_torch.storage.shards.manifest import MODES, Manifest, check_mode, commit, latest
 from squirrel_torch.storage.shards.reading import PartOfShards, ReadOptions, Selection, ShardReader, check_rows
 from squirrel_torch.storage.shards.schema import Field, find_field, unify
-from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry, write_shard
+from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry, check_fits, write_shard
 from squirrel_torch.storage.shards.writing import ShardFormat, ShardWriting, new_name
 from squirrel_torch.storage.store import PartOfRows, Store, check_key
 
@@ -97,13 +103,14 @@ class ShardStore(Store):
             require_at_least("shard_rows", shard_rows, 1)
         if cache_limit is not None and cache is None:
             raise ValueError(f"cache_limit={cache_limit!r} needs a cache: give cache='folder'")
-        self._files = Files(os.fspath(url), storage_options, attempts)
+        self._files = Files(folder_url(url), storage_options, attempts)
         self.shared = not self._files.is_memory
         self._mode = mode
         self._format = ShardFormat(compression, bytes_from("shard_bytes", shard_bytes), shard_rows)
         self._metadata = _plain_json(metadata)
         limit = None if cache_limit is None else bytes_from("cache_limit", cache_limit)
-        self._options = ReadOptions(verify, writable, None if cache is None else ShardCache(cache, limit))
+        copies = None if cache is None else ShardCache(cache, limit)
+        self._options = ReadOptions(verify, writable, None if self._files.is_local else copies)
         self._begin()
 
     def _begin(self) -> None:
@@ -127,12 +134,16 @@ class ShardStore(Store):
         self._name = new_name()
         self._written: list[ShardEntry] = []
         self._new_keys: set[str] = set()
+        self._has_keys = True
         self._field: Field | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: self.__dict__[name] for name in ("_files", "shared", "_mode", "_format", "_metadata", "_options")}
-        # The workers of one stream see one dataset, whatever is appended meanwhile.
+        # Whoever reads a copy sees the same dataset, whatever is appended meanwhile.
         return {**state, "manifest": None if self._reader is None else self._reader.manifest}
+
+    def _prepare(self) -> None:
+        self._read()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         manifest = state.pop("manifest")
@@ -159,6 +170,13 @@ class ShardStore(Store):
                     return reader  # somebody may be writing it
                 self._reader = reader
             return self._reader
+
+    def _existing(self) -> ShardReader:
+        """The reader of a dataset that is there."""
+        reader = self._read()
+        if reader.manifest.number == 0:
+            raise StoreError(f"there is no dataset at {self.url}: no manifest in {self._files.path('manifest')}")
+        return reader
 
     def _after_fork(self) -> None:
         if self._reader_pid != os.getpid():
@@ -198,7 +216,7 @@ class ShardStore(Store):
             IndexError: If there is none.
             CorruptDataError: If its bytes are not what was written.
         """
-        reader = self._read()
+        reader = self._existing()
         if type(row) is not int or not 0 <= row < reader.rows:
             row = int(check_rows([row], reader.manifest.rows)[0])
         return reader.row(row)
@@ -215,7 +233,13 @@ class ShardStore(Store):
             TypeError: If they are no whole numbers.
             IndexError: If there is no such row.
         """
-        return Selection(self._read, check_rows(rows, self._read().manifest.rows))
+        manifest = self._existing().manifest
+        return Selection(partial(self._reader_of, manifest), check_rows(rows, manifest.rows))
+
+    def _reader_of(self, manifest: Manifest) -> ShardReader:
+        """A reader of the dataset as it was, whatever has been committed or refreshed since."""
+        reader = self._read()
+        return reader if reader.manifest.number == manifest.number else ShardReader(self._files, manifest, self._options)
 
     def get(self, key: str) -> Any:
         """The sample under `key`; see `Store.get`."""
@@ -240,7 +264,7 @@ class ShardStore(Store):
         """The number of the row under `key`."""
         if not isinstance(key, str):
             return None
-        if any(shard.keyed for shard in reader.manifest.shards):
+        if reader.keyed:
             row = self._keyed(reader).get(key)
             if row is not None:
                 return row
@@ -280,9 +304,7 @@ class ShardStore(Store):
                 yield from (f"{stem}:{row}" for row in range(shard.rows))
 
     def _part(self, shard: Shard) -> PartOfRows:
-        reader = self._read()
-        if reader.manifest.number == 0:
-            raise StoreError(f"there is no dataset at {self.url}: no manifest in {self._files.path('manifest')}")
+        reader = self._existing()
         return PartOfRows(PartOfShards(reader, shard))
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -306,17 +328,26 @@ class ShardStore(Store):
             number = sum(entry.rows for entry in self._written) + len(self._pending)
             field = find_field([value], number)
             known = field if self._field is None else unify(self._field, field, f"sample number {number}")
+            check_fits(value, field, number)
             if key is not None:
                 self._check_new(key)
                 self._new_keys.add(key)
                 self._pending_keyed = True
             self._field = known
             own = f"{self._name.removesuffix('.arrow')}:{len(self._pending)}" if key is None else key
-            self._pending.append(value)
+            size = size_of(value)
+            self._pending.append(_copied(value))
             self._pending_keys.append(own)
-            self._pending_bytes += size_of(value)
+            self._pending_bytes += size
             if self._pending_bytes >= self._format.most_bytes or len(self._pending) == self._format.most_rows:
-                self._write_pending()
+                try:
+                    self._write_pending()
+                except BaseException:
+                    # Whoever sees an error may set the sample again; those before it stay.
+                    self._pending.pop()
+                    self._pending_bytes -= size
+                    self._new_keys.discard(self._pending_keys.pop())
+                    raise
             return own
 
     def _check_writer(self) -> None:
@@ -326,17 +357,21 @@ class ShardStore(Store):
                 "a store there and flush it"
             )
         if not self._pending and not self._written:
-            self._check_mode(None)
+            before = latest(self._files)
+            check_mode(self._files, self._mode, before, None, self._own)
+            self._has_keys = before.number > 0 and (self._mode != "overwrite" or self._own is not None)
 
-    def _check_mode(self, job: str | None) -> None:
-        check_mode(self._files, self._mode, latest(self._files), job, self._own)
+    def _check_sink(self, job: str | None) -> Field | None:
+        before = latest(self._files)
+        check_mode(self._files, self._mode, before, job, None)
+        return before.field if self._mode == "append" else None
 
     def _check_new(self, key: str) -> None:
         try:
             key.encode()
         except UnicodeEncodeError as error:
             raise StoreError(f"the key {key!r} is no Unicode: {error}") from None
-        known = key in self._new_keys or (self._mode != "overwrite" and self._find(key, self._read()) is not None)
+        known = key in self._new_keys or (self._has_keys and self._find(key, self._read()) is not None)
         # Keys that were made for samples which are not committed yet, and that may be made for the next ones.
         match = _KEY.fullmatch(key)
         made = match is not None and f"{match[1]}.arrow" in {self._name, *(entry.name for entry in self._written)}
@@ -344,47 +379,39 @@ class ShardStore(Store):
             raise StoreError(f"there is a sample under {key!r} in {self!r} already: shards are never changed")
 
     def _write_pending(self) -> None:
-        samples, self._pending = self._pending, []
-        keys, self._pending_keys = self._pending_keys, []
-        keyed, self._pending_keyed, self._pending_bytes = self._pending_keyed, False, 0
-        name, self._name = self._name, new_name()
-        if samples:
+        if self._pending:
             first = sum(entry.rows for entry in self._written)
-            try:
-                entry = write_shard(self._files, name, samples, keys if keyed else None, self._format.compression, first)
-            except BaseException:
-                self._new_keys.difference_update(keys)
-                raise
+            keys = self._pending_keys if self._pending_keyed else None
+            entry = write_shard(self._files, self._name, self._pending, keys, self._format.compression, first)
             self._written.append(entry)
+            self._pending, self._pending_keys, self._pending_bytes, self._pending_keyed = [], [], 0, False
+            self._name = new_name()
 
     def flush(self) -> None:
-        """Commit all that was set: it is there at once, for all processes."""
+        """Commit all that was set: it is there at once, for all processes. After an error it can be tried again."""
         if self._pid != os.getpid():
             return  # what was set before the fork is for the parent to flush
         with self._lock:
             self._write_pending()
             if self._written:
-                entries, self._written = self._written, []
-                self._commit(entries, None)
+                self._own = self._commit(self._written, None, self._own, self._new_keys)
+                self._written, self._new_keys = [], set()
+                self.refresh()
 
-    def _commit(self, entries: Sequence[ShardEntry], job: str | None) -> int:
-        keys, self._new_keys = self._new_keys, set()
-
+    def _commit(self, entries: Sequence[ShardEntry], job: str | None, own: int | None, keys: AbstractSet[str]) -> int:
         def check(before: Manifest) -> None:
-            known = {key for key, _ in _keys_of(ShardReader(self._files, before, self._options))} if keys else set()
-            if both := keys & known:
+            theirs = _keys_of(ShardReader(self._files, before, self._options)) if keys else ()
+            if both := [key for key, _ in theirs if key in keys]:
                 raise StoreError(f"there is a sample under {min(both)!r} in {self!r} already: shards are never changed")
 
-        number = commit(self._files, self._mode, entries, self._metadata, job, self._own, check).number
-        self._committed(number)
-        return number
+        return commit(self._files, self._mode, entries, self._metadata, job, own, check).number
 
-    def _committed(self, number: int) -> None:
-        self._own = number
-        self.refresh()
+    def _commit_stream(self, entries: Sequence[ShardEntry], job: str | None) -> None:
+        with self._lock:
+            self._commit(entries, job, None, set())
 
     def _writing(self, job: str | None) -> ShardWriting:
-        return ShardWriting(self._files, self._format, self._check_mode, self._commit, self._committed, job)
+        return ShardWriting(self._files, self._format, self._check_sink, self._commit_stream, self.refresh, job)
 
     def remove_unlisted(self, older_than: float = 86400.0) -> list[str]:
         """Remove shards that no manifest lists: writers that were killed have left them. Local files only.
@@ -412,13 +439,21 @@ class ShardStore(Store):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is None:
-            self.flush()
-        else:
-            self._after_fork()
-            with self._lock:
-                self._forget()
+        try:
+            if error is None:
+                self.flush()
+        finally:
+            self._drop()
         self.refresh()
+
+    def _drop(self) -> None:
+        """Forget what has not been committed, and remove its shards."""
+        self._after_fork()
+        with self._lock:
+            for entry in self._written if self._pid == os.getpid() else ():
+                with suppress(StoreError):
+                    self._files.remove(f"{FOLDER}/{entry.name}")
+            self._forget()
 
     def __del__(self) -> None:
         lost = len(self.__dict__.get("_pending", ())) + sum(entry.rows for entry in self.__dict__.get("_written", ()))
@@ -429,6 +464,21 @@ class ShardStore(Store):
 
     def __repr__(self) -> str:
         return f"ShardStore({self.url!r})"
+
+
+def _copied(value: Any) -> Any:
+    """A sample that stays as it is when the one that was set is changed."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, dict):
+        return {key: _copied(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_copied(inside) for inside in value]
+    return tuple(_copied(inside) for inside in value) if isinstance(value, tuple) else value
 
 
 def _keys_of(reader: ShardReader) -> Iterator[tuple[str, int]]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from squirrel_torch.errors import CorruptDataError, ShardingError, StoreError
+from squirrel_torch.errors import CorruptDataError, DatasetExistsError, SchemaError, ShardingError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import Shard, can_gather, gathered, rank_shard
 from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.shards.columns import encode
 from squirrel_torch.storage.shards.manifest import entry_from_json, entry_to_json, parse_json
-from squirrel_torch.storage.shards.schema import Field, field_from_json, unify
+from squirrel_torch.storage.shards.schema import Field, field_from_json, find_field, unify
 from squirrel_torch.storage.shards.shard import FOLDER, ShardEntry, write_shard
 from squirrel_torch.storage.store import Group, Writing, Written
 
@@ -49,31 +52,69 @@ def new_name() -> str:
     return f"{uuid4().hex[:20]}.arrow"
 
 
-def grouped(items: Iterator[Any], shape: ShardFormat, done: Sequence[tuple[int, int]] = ()) -> Iterator[Group]:
+@dataclass(frozen=True)
+class Done:
+    """A group that has been written.
+
+    Args:
+        first: The number of its first sample.
+        rows: How many it has.
+        marks: What its first and last sample are known by.
+    """
+
+    first: int
+    rows: int
+    marks: tuple[str, ...]
+
+
+def grouped(items: Iterator[Any], shape: ShardFormat, done: Sequence[Done] = ()) -> Iterator[Group]:
     """The items in groups, each of which makes one shard.
 
     Args:
         items: The samples.
         shape: When a group is full.
-        done: First number and count of the items that have been written already, sorted; they are read and left out.
+        done: What has been written already, sorted; it is read and left out.
     """
     position = 0
     left = list(done)[::-1]
     while True:
-        while left and left[-1][0] == position:
-            _, count = left.pop()
-            if sum(1 for _ in islice(items, count)) < count:
-                raise StoreError(
-                    f"the stream ends before item {position + count}, which an earlier run of this job has written: "
-                    "resume with the same stream, or with a new name"
-                )
-            position += count
-        limit = left[-1][0] - position if left else None
+        while left and left[-1].first == position:
+            position += _pass(items, left.pop())
+        limit = left[-1].first - position if left else None
         samples = _next_group(items, shape, limit)
         if not samples:
             return
-        yield Group(position, samples)
+        yield Group(position, samples, new_name())
         position += len(samples)
+
+
+def _pass(items: Iterator[Any], done: Done) -> int:
+    """Read what has been written, and make sure that it is the same; how many samples that is."""
+    samples = deque(islice(items, 1))
+    first = samples[0] if samples else None
+    count = len(samples)
+    for sample in islice(items, done.rows - count):
+        count += 1
+        samples = deque([sample])
+    if count < done.rows or marks_of(first, samples[0]) != done.marks:
+        raise StoreError(
+            f"items {done.first} to {done.first + done.rows - 1} of the stream are others than those that an earlier run of "
+            "this job has written: resume with the same stream, or with a new name"
+        )
+    return count
+
+
+def marks_of(first: Any, last: Any) -> tuple[str, ...]:
+    """What two samples are told by from others: sums of their bytes as Arrow has them."""
+    import pyarrow as pa
+    import xxhash
+
+    marks = []
+    for sample in (first, last):
+        field = find_field([sample])
+        batch = pa.record_batch([encode([sample], field)], names=["sample"])
+        marks.append(str(xxhash.xxh3_64_hexdigest(field.describe().encode() + memoryview(batch.serialize()))))
+    return tuple(marks)
 
 
 def _next_group(items: Iterator[Any], shape: ShardFormat, limit: int | None) -> list[Any]:
@@ -101,7 +142,7 @@ def shards_of(files: Files, samples: Iterable[Any], shape: ShardFormat, first: i
         first: The number of the first sample, for messages.
     """
     groups = grouped(iter(samples), shape)
-    return [write_shard(files, new_name(), group.samples, None, shape.compression, first + group.first) for group in groups]
+    return [write_shard(files, group.name, group.samples, None, shape.compression, first + group.first) for group in groups]
 
 
 class Journal:
@@ -123,11 +164,13 @@ class Journal:
         self.job = job
         self._share = share
         self._folder = f"{_JOURNALS}/{job}/{share.index}-of-{share.count}"
+        self.marks: dict[str, tuple[str, ...]] = {}
+        """What each origin that is done is known by."""
 
-    def add(self, origin: str, entries: Sequence[ShardEntry]) -> None:
-        """Remember that what `origin` names has been written as these shards."""
+    def add(self, origin: str, entries: Sequence[ShardEntry], marks: Sequence[str] = ()) -> None:
+        """Remember that what `origin` names, and is known by `marks`, has been written as these shards."""
         told = [{**entry_to_json(entry), "field": entry.field.to_json()} for entry in entries]
-        content = json.dumps({"origin": origin, "shards": told}).encode()
+        content = json.dumps({"origin": origin, "marks": list(marks), "shards": told}).encode()
         self._files.write(f"{self._folder}/{_digest(origin)}.json", content)
 
     def done(self) -> dict[str, list[ShardEntry]]:
@@ -140,9 +183,10 @@ class Journal:
         done = {}
         for name in self._files.names(self._folder):
             if name.endswith(".json") and not name.startswith("."):
-                origin, entries = self._read(f"{self._folder}/{name}")
+                origin, entries, marks = self._read(f"{self._folder}/{name}")
                 if all(self._is_there(entry) for entry in entries):
                     done[origin] = entries
+                    self.marks[origin] = marks
         return done
 
     def _check_share(self) -> None:
@@ -154,7 +198,7 @@ class Journal:
                 f"{self._files.read(marker).decode(errors='replace')!r}; resume with as many, or take a new name"
             )
 
-    def _read(self, name: str) -> tuple[str, list[ShardEntry]]:
+    def _read(self, name: str) -> tuple[str, list[ShardEntry], tuple[str, ...]]:
         where = self._files.path(name)
         told = parse_json(self._files.read(name), where)
         try:
@@ -162,7 +206,7 @@ class Journal:
             for one in told["shards"]:
                 field = field_from_json(one["field"])
                 entries.append(entry_from_json(one, [field]))
-            return str(told["origin"]), entries
+            return str(told["origin"]), entries, tuple(map(str, told["marks"]))
         except (KeyError, TypeError, AttributeError, IndexError, CorruptDataError) as error:
             raise CorruptDataError(f"{where} is no journal of a writing job: {error}") from error
 
@@ -178,6 +222,10 @@ class Journal:
             self._files.remove(f"{self._folder}/{name}")
         if self._share.index == 0:
             self._files.remove(f"{_JOURNALS}/{self.job}/writers.json")
+        if self._files.is_local:
+            for folder in (self._folder, f"{_JOURNALS}/{self.job}"):
+                with suppress(OSError):  # other ranks have something in it still
+                    Path(self._files.path(folder)).rmdir()
 
 
 def _digest(text: str) -> str:
@@ -202,9 +250,10 @@ class GroupWriter:
 
     def __call__(self, group: Group) -> list[ShardEntry]:
         """The shard, in a list."""
-        entry = write_shard(self.files, new_name(), group.samples, None, self.shape.compression, group.first)
+        entry = write_shard(self.files, group.name, group.samples, None, self.shape.compression, group.first)
         if self.journal is not None:
-            self.journal.add(f"{group.first}+{entry.rows}", [entry])
+            marks = marks_of(group.samples[0], group.samples[-1])
+            self.journal.add(f"{group.first}+{entry.rows}", [entry], marks)
         return [entry]
 
 
@@ -216,9 +265,10 @@ class ShardWriting(Writing):
     Args:
         files: The folder of the dataset.
         shape: How shards are written.
-        check: Raises if there may be no commit, as far as that can be known before.
-        commit: Commits shards under the name of a job; the number of the commit.
-        committed: Called with it, on all ranks.
+        check: Raises if there may be no commit, as far as that can be known before; else what samples must be made of, if that
+            is known.
+        commit: Commits shards under the name of a job.
+        committed: Called then, on all ranks.
         job: The name of the job, if it has one.
     """
 
@@ -228,9 +278,9 @@ class ShardWriting(Writing):
         self,
         files: Files,
         shape: ShardFormat,
-        check: Callable[[str | None], None],
-        commit: Callable[[Sequence[ShardEntry], str | None], int],
-        committed: Callable[[int], None],
+        check: Callable[[str | None], Field | None],
+        commit: Callable[[Sequence[ShardEntry], str | None], object],
+        committed: Callable[[], object],
         job: str | None,
     ) -> None:
         self._share = rank_shard()
@@ -239,7 +289,7 @@ class ShardWriting(Writing):
                 f"rank {self._share.index} of {self._share.count} can't commit with the others: call "
                 "torch.distributed.init_process_group before sink"
             )
-        check(job)
+        self._known = check(job)
         self._files = files
         self._shape = shape
         self._commit = commit
@@ -252,13 +302,19 @@ class ShardWriting(Writing):
             if len(entries) != 1 or not first.isdecimal() or int(count) != entries[0].rows:
                 raise StoreError(f"the job {job!r} was begun by another kind of writer: take a new name")
             self._written[int(first)] = entries[0]
+        self._done = [
+            Done(first, entry.rows, self._journal.marks[f"{first}+{entry.rows}"] if self._journal else ())
+            for first, entry in sorted(self._written.items())
+        ]
         self.resumed = sum(entry.rows for entry in self._written.values())
         self._field: Field | None = None
+        self._names: list[str] = []
 
     def groups(self, items: Iterator[Any]) -> Iterator[Group]:
         """What is left to be written."""
-        done = sorted((first, entry.rows) for first, entry in self._written.items())
-        return grouped(items, self._shape, done)
+        for group in grouped(items, self._shape, self._done):
+            self._names.append(group.name)
+            yield group
 
     @property
     def write(self) -> GroupWriter:
@@ -275,6 +331,8 @@ class ShardWriting(Writing):
             self._written[first] = entry  # first of all, so that `abort` removes it
             what = f"shard {entry.name} (samples from number {first} on)"
             self._field = entry.field if self._field is None else unify(self._field, entry.field, what)
+            if self._known is not None:
+                unify(self._known, entry.field, what, others="in the dataset that is there")
         return sum(entry.rows for entry in result)
 
     def commit(self) -> Written:
@@ -282,16 +340,18 @@ class ShardWriting(Writing):
         own = [self._written[first] for first in sorted(self._written)]
         job = None if self._journal is None else self._journal.job
         together = self._from_all_ranks(own)
-        told: int | Exception = 0
+        error: Exception | None = None
         if self._share.index == 0:
             try:
-                told = self._commit([entry for entries in together for entry in entries], job)
+                self._commit([entry for entries in together for entry in entries], job)
             except Exception as reason:  # noqa: BLE001  # raised on all ranks
-                told = reason
-        told = self._from_all_ranks(told)[0]
-        if isinstance(told, Exception):
-            raise told
-        self._committed(told)
+                error = reason
+        error = self._from_all_ranks(error)[0]
+        if isinstance(error, SchemaError | DatasetExistsError):
+            self.abort()  # after other errors it is not known whether they have been committed
+        if error is not None:
+            raise error
+        self._committed()
         if self._journal is not None:
             self._journal.clear()
         return Written(sum(entry.rows for entry in own), tuple(entry.name for entry in own), sum(entry.size for entry in own))
@@ -306,8 +366,9 @@ class ShardWriting(Writing):
             ) from error
 
     def abort(self) -> None:
-        """Remove what was written, unless it can be gone on with."""
-        if self._journal is None:
-            for entry in self._written.values():
-                with suppress(StoreError):
-                    self._files.remove(f"{FOLDER}/{entry.name}")
+        """Remove what was written, also what has not come back, unless it can be gone on with."""
+        for name in self._names if self._journal is None else ():
+            with suppress(StoreError):
+                self._files.remove(f"{FOLDER}/{name}")
+            if self._files.is_local:  # of a process that was killed
+                Path(self._files.path(f"{FOLDER}/.{name}.tmp")).unlink(missing_ok=True)
