@@ -14,7 +14,9 @@ from squirrel_torch import (
     MemoryStore,
     Multiplexer,
     MultiplexingStrategy,
+    ShardStore,
     StageReport,
+    Written,
 )
 from squirrel_torch.iterstream.torch_composables import SplitByRank, TorchIterable
 
@@ -92,3 +94,8 @@ source.sink(store)
 DataLoader(source.to_torch_iterable(), batch_size=None)
 with source.run() as run:
     assert_type(next(run), int)
+
+from_shards = IterableSource(ShardStore("folder"))
+assert_type(from_shards, IterableSource[Any])
+assert_type(IterableSource(ShardStore("folder").select([1, 2])), IterableSource[Any])
+assert_type(from_shards.sink(ShardStore("another"), executor="process", progress=True), Written)

@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import fsspec
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from squirrel_torch import CorruptDataError, DatasetExistsError, IterableSource, ShardStore, StoreError
+from squirrel_torch.testing import check_store
 from tests.storage.s3 import bucket, s3  # noqa: F401  # fixtures
 from tests.support import run_script
 
@@ -41,6 +43,10 @@ def numbers(rows):
 
 
 class TestAnyPlace:
+    def test_it_keeps_the_contract(self, place):
+        url, options = place
+        check_store(lambda: ShardStore(f"{url}/{uuid4().hex}", **options))
+
     def test_written_and_read(self, place):
         url, options = place
         store = ShardStore(url, shard_rows=30, compression="lz4", metadata={"a": 1}, **options)

@@ -24,6 +24,7 @@ from squirrel_torch import (
     ShardStore,
     StoreError,
 )
+from squirrel_torch.testing import check_store
 from tests.support import error_of, run_script
 
 
@@ -765,6 +766,11 @@ class TestRanks:
         with pytest.raises(ShardingError, match="init_process_group"):
             IterableSource([1]).split_by_rank().sink(ShardStore(tmp_path))
         assert files_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "append", "shard_rows": 2, "compression": "zstd"}, {"writable": True}])
+def test_it_keeps_the_contract(tmp_path_factory, options):
+    check_store(lambda: ShardStore(tmp_path_factory.mktemp("store"), **options))
 
 
 class TestReviewed:
