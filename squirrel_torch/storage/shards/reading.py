@@ -14,7 +14,7 @@ from itertools import chain, compress, repeat
 from math import inf
 from operator import index as as_index
 from operator import length_hint
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -69,6 +69,24 @@ class ReadOptions:
     writable: bool = False
     cache: ShardCache | None = None
     ahead: bool = True
+
+
+class _Wanted(NamedTuple):
+    """A block of which some rows are read: its shard, its number, the number of its first row, which of its rows."""
+
+    shard: int
+    block: int
+    start: int
+    part: slice
+
+
+class _Place(NamedTuple):
+    """A block of which rows are picked: its shard, its number, the rows in it, where each goes in the window."""
+
+    shard: int
+    block: int
+    inside: list[int]
+    order: list[int]
 
 
 class ShardReader:
@@ -260,15 +278,15 @@ class PartOfShards:
             return self._ranges(wanted for number in numbers for wanted in self._wanted(number))
         return self._shards(numbers)
 
-    def _wanted(self, number: int) -> Iterator[tuple[int, int, int, slice]]:
-        """For each block of a shard with rows of the share: shard, block, number of its first row, which rows."""
+    def _wanted(self, number: int) -> Iterator[_Wanted]:
+        """The blocks of a shard that have rows of the share."""
         index, count = self._share.index, self._share.count
         entry, begin = self._reader.manifest.shards[number], int(self._reader.starts[number])
         for block in range(entry.blocks):
             start = begin + block * entry.block_rows
             offset = (index - start) % count
             if offset < entry.rows_of(block):
-                yield number, block, start, slice(offset, None, count)
+                yield _Wanted(number, block, start, slice(offset, None, count))
 
     def _shards(self, numbers: Sequence[int]) -> Iterator[tuple[int, Block, slice]]:
         """Shard by shard, the next one opened meanwhile."""
@@ -284,11 +302,11 @@ class PartOfShards:
                 else:  # there was no room for a copy
                     yield from self._ranges(self._wanted(number))
 
-    def _ranges(self, wanted: Iterable[tuple[int, int, int, slice]]) -> Iterator[tuple[int, Block, slice]]:
+    def _ranges(self, wanted: Iterable[_Wanted]) -> Iterator[tuple[int, Block, slice]]:
         """Neighbouring blocks in one range, several ranges ahead."""
         reader = self._reader
 
-        def fetched(group: list[tuple[int, int, int, slice]]) -> list[tuple[int, Block, slice]]:
+        def fetched(group: list[_Wanted]) -> list[tuple[int, Block, slice]]:
             shard = reader.shard(group[0][0])
             data = shard.fetch_blocks(group[0][1], group[-1][1], reader.options.writable)
             return [(start, block, part) for (_, _, start, part), block in zip(group, data, strict=True)]
@@ -301,8 +319,8 @@ class PartOfShards:
             for blocks in fetching:
                 yield from blocks
 
-    def _neighbours(self, wanted: Iterable[tuple[int, int, int, slice]]) -> Iterator[list[tuple[int, int, int, slice]]]:
-        group: list[tuple[int, int, int, slice]] = []
+    def _neighbours(self, wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
+        group: list[_Wanted] = []
         for one in wanted:
             number, block = one[:2]
             ends = self._reader.manifest.shards[number].ends
@@ -388,8 +406,8 @@ class _SelectedRows:
             del rows
             yield self._rows
 
-    def _places(self, window: Any) -> list[tuple[int, int, list[int], list[int]]]:
-        """Shard, block, rows in it, places in the window: for each block that is needed, in the order in which they lie."""
+    def _places(self, window: Any) -> list[_Place]:
+        """Each block that is needed, in the order in which they lie."""
         reader = self._reader
         order = np.argsort(window, kind="stable")
         shards = np.searchsorted(reader.starts, window[order], side="right") - 1
@@ -398,13 +416,11 @@ class _SelectedRows:
         begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(window)]
         inside_list, order_list = inside.tolist(), order.tolist()
         return [
-            (int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
+            _Place(int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
             for begin, end in zip(begins, ends, strict=True)
         ]
 
-    def _ordered(
-        self, window: Any, places: Iterable[tuple[int, int, list[int], list[int]]], blocks: Iterator[Block] | None = None
-    ) -> list[Any]:
+    def _ordered(self, window: Any, places: Iterable[_Place], blocks: Iterator[Block] | None = None) -> list[Any]:
         rows: list[Any] = [None] * len(window)
         for index, number, inside, order in places:
             block = self._reader.block(index, number) if blocks is None else next(blocks)
@@ -413,7 +429,7 @@ class _SelectedRows:
         return rows
 
     def _ordered_ahead(self, windows: Sequence[Any]) -> Iterator[list[Any]]:
-        places: deque[list[tuple[int, int, list[int], list[int]]]] = deque()
+        places: deque[list[_Place]] = deque()
 
         def tasks() -> Iterator[Callable[[], Block]]:
             for window in windows:
