@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from squirrel_torch.errors import CorruptDataError, SampleEncodingError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.storage.files import Files, sync_folder
-from squirrel_torch.storage.shards.columns import Column, arrow_type, column, columns_of, encode
+from squirrel_torch.storage.shards.columns import Column, column, columns_of
+from squirrel_torch.storage.shards.encoding import arrow_type, encode
 from squirrel_torch.storage.shards.schema import Field, find_field
 
 if TYPE_CHECKING:
