@@ -369,10 +369,16 @@ def test_a_child_that_reads_nothing_keeps_nothing_in_use(url, cache):
     store = ShardStore(url, cache=cache)
     assert store.row(0)["n"] == 0
     (copy,) = (path for path in Path(cache).iterdir() if path.suffix == ".arrow")
-    pid, reading = start(lambda: time.sleep(5))
-    time.sleep(0.3)
+    pid, reading = start(lambda: time.sleep(30))
     store._read().close()
+    deadline = time.monotonic() + 10  # the child may not have begun yet
     with copy.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
     kill(pid)
     os.close(reading)
