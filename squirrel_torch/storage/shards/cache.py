@@ -146,7 +146,8 @@ class ShardCache:
             if has_room:
                 with open(descriptor, "wb", closefd=False) as file:
                     file.write(data)
-                temporary.replace(path)
+                with _locked(self._folder / "locks" / "room"):
+                    temporary.replace(path)  # not while somebody counts: it would be missed under both names
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 return descriptor
         except BaseException:
@@ -218,11 +219,12 @@ def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    held = _Release(descriptor)  # so that a child that is forked meanwhile does not keep it
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        held()
 
 
 def _let_go() -> None:
