@@ -9,6 +9,9 @@
     |   |-- WorkerDiedError        a callback took two processes with it, or no process could be started
     |   |-- ExecutorLostError      an executor or scheduler that was given is gone, or can't be used in this process
     |   `-- TooManyFailuresError   more items failed than `max_failures` allows
+    |-- StateError                 a state can't be loaded: damaged, of another version, or incomplete
+    |   |-- FingerprintMismatch    it is the state of another dataset or another chain
+    |   `-- ReplayMismatch         what is made again differs from what was delivered
     |-- StoreError                 a store can't do what it was asked
     |   |-- SampleNotFoundError    no sample under this key (also a KeyError)
     |   |-- SampleEncodingError    the sample holds something a store can't keep (also a TypeError)
@@ -27,15 +30,18 @@ __all__ = [
     "DatasetExistsError",
     "ExecutorLostError",
     "ExhaustedSourceError",
+    "FingerprintMismatch",
     "MissingDependencyError",
     "PipelineError",
     "PyTorchSplittingException",
+    "ReplayMismatch",
     "SampleEncodingError",
     "SampleNotFoundError",
     "SchemaError",
     "ShardingError",
     "SquirrelTorchError",
     "StageTimeout",
+    "StateError",
     "StoreError",
     "TooManyFailuresError",
     "WorkerDiedError",
@@ -88,6 +94,18 @@ class ExecutorLostError(PipelineError):
 
 class TooManyFailuresError(PipelineError):
     """More items failed than `max_failures` allows; its cause is the last of them."""
+
+
+class StateError(SquirrelTorchError):
+    """A state can't be loaded: it is damaged, of another version, or a part of it is missing. Nothing has been changed."""
+
+
+class FingerprintMismatch(StateError):  # noqa: N818  # the name that the field has for it
+    """The state belongs to another dataset or another chain; the message says what was added, removed or changed."""
+
+
+class ReplayMismatch(StateError):  # noqa: N818  # the name that the field has for it
+    """What is made again for a resume differs from what was made before: the source or a callback has changed."""
 
 
 class StoreError(SquirrelTorchError):

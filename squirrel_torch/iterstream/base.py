@@ -241,7 +241,24 @@ class Composable(DataPipe[T_co]):
         if isinstance(stage, SplitStage):
             lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
             return upstream.part(shard.within(stage.shard()))
-        return shard.of(stage.start(upstream, context))
+        planned = self._planned(upstream, lifetime, shard) if stage.moves_only else None
+        return shard.of(stage.start(upstream, context)) if planned is None else planned
+
+    def _planned(self, upstream: Upstream[Any], lifetime: Lifetime, shard: Shard) -> Iterator[Any] | None:
+        """The items, if their order up to here is arithmetic, and is not simply that of the source."""
+        links: list[Any] = [*upstream.links, self]
+        if not any(isinstance(link._stage, Shuffled) for link in links):
+            return None
+        from squirrel_torch.iterstream.planned import planned_prefix, position_blocks
+
+        planned = planned_prefix(links, upstream.context)
+        if planned is None or planned.count < len(links):
+            return None
+        numbers = (planned.order.ids(positions) for positions in position_blocks(planned.order, shard))
+        items: Iterator[Any] = links[0]._numbered(planned.rows, numbers)
+        for place, link in enumerate(links[:-1]):
+            lifetime.opened(link, place, items)
+        return items
 
     def _open_view(self, upstream: Upstream[Any]) -> Iterator[Any]:
         if not self._custom:

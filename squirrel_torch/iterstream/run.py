@@ -240,8 +240,8 @@ class Upstream(Iterable[T]):
     """The links before a stage. Each `iter()` opens them anew; a second pass shuffles differently from the first."""
 
     def __init__(self, links: Sequence[Link], context: Context, lifetime: Lifetime) -> None:
-        self._links = links
-        self._context = context
+        self.links = links
+        self.context = context
         self._lifetime = lifetime
         self._passes = 0
         self._chains = 0
@@ -253,7 +253,7 @@ class Upstream(Iterable[T]):
 
     def limited(self, shard: Shard) -> Upstream[T]:
         """The same, but for what is not of `shard`."""
-        upstream: Upstream[T] = Upstream(self._links, self._context, self._lifetime)
+        upstream: Upstream[T] = Upstream(self.links, self.context, self._lifetime)
         upstream._own = shard
         return upstream
 
@@ -265,7 +265,7 @@ class Upstream(Iterable[T]):
     def inner_context(self) -> Context:
         """The context of one more chain that is put onto it while it runs."""
         self._chains += 1
-        return self._context.below("within", len(self._links), self._passes, self._chains)
+        return self.context.below("within", len(self.links), self._passes, self._chains)
 
     def __getattr__(self, name: str) -> Any:
         """The fluent methods, for composables that use them on `self.source` while they run."""
@@ -281,13 +281,13 @@ class Upstream(Iterable[T]):
         Raises:
             PipelineError: If there are none.
         """
-        if not self._links:
+        if not self.links:
             raise PipelineError("the chain has no source: put its first stage onto a stream with compose or source_")
         # The number tells the passes of a loop from those of a loop around it, whatever else stands in the chain.
-        number = sum(link._draws or link._repeats for link in self._links)
-        context = self._context.below("pass", number, self._passes) if self._passes else self._context
+        number = sum(link._draws or link._repeats for link in self.links)
+        context = self.context.below("pass", number, self._passes) if self._passes else self.context
         self._passes += 1
         before = len(self._lifetime.remembered())
-        iterator = open_links(self._links, context, self._lifetime, shard.within(self._own))
+        iterator = open_links(self.links, context, self._lifetime, shard.within(self._own))
         self._pass = self._lifetime.remembered()[before:]
         return iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, compress, count
+from itertools import chain, compress, count, repeat
 from math import inf, isclose
 from operator import length_hint
 from types import GeneratorType
@@ -22,7 +22,7 @@ from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
-from squirrel_torch.storage import PartOfRows, Readable
+from squirrel_torch.storage import Ids, PartOfRows, Readable, Rows
 
 if TYPE_CHECKING:
     import random
@@ -58,6 +58,17 @@ class Source(Composable[T_co]):
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         return super()._open(upstream, context, lifetime, shard) if self._custom else self._items(context, lifetime, shard)
 
+    def _numbered(self, rows: Rows, numbers: Iterable[Ids]) -> Iterator[T_co]:
+        """The items of these numbers, block by block."""
+        get = rows.get
+        for ids in numbers:
+            # Read by messages: the number of the item is `position` without what `left` says.
+            position, left = int(ids.max()), _Numbers(ids)  # noqa: F841
+            if get is None:
+                yield from compress(rows.fetch(ids), left.counter)
+            else:
+                yield from map(get, left.numbers)
+
     def _counted(self, items: Iterator[T], lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[T]:
         """`items` reduced to `shard`, so that messages can say how many were read."""
         if isinstance(items, _COUNTABLE):
@@ -74,6 +85,19 @@ class Source(Composable[T_co]):
         # An iterator that is not Python's has no frame by which messages could tell whose error it was.
         for item in items:  # noqa: UP028  # `yield from` would close it
             yield item
+
+
+class _Numbers:
+    """A block of numbers that are gone through, and how far the number that is being dealt with is below the largest."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+        self.numbers = iter(ids.tolist())
+        self.counter = repeat(True, len(ids))
+
+    def __length_hint__(self) -> int:
+        left = min(length_hint(self.numbers), length_hint(self.counter))
+        return int(self._ids.max() - self._ids[max(0, len(self._ids) - left - 1)])
 
 
 class IterableSource(Source[T_co]):

@@ -2,6 +2,7 @@
 
 from squirrel_torch.storage.filesystem import FilesystemStore
 from squirrel_torch.storage.memory import MemoryStore
+from squirrel_torch.storage.rows import Ids, KeyRows, ListRows, Rows
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards import ShardStore
 from squirrel_torch.storage.store import Group, Keys, PartOfRows, Readable, Store, Writing, Written, require_store, store_reader
@@ -9,10 +10,14 @@ from squirrel_torch.storage.store import Group, Keys, PartOfRows, Readable, Stor
 __all__ = [
     "FilesystemStore",
     "Group",
+    "Ids",
+    "KeyRows",
     "Keys",
+    "ListRows",
     "MemoryStore",
     "PartOfRows",
     "Readable",
+    "Rows",
     "ShardStore",
     "Store",
     "Writing",

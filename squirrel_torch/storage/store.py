@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE, Shard
+from squirrel_torch.storage.rows import KeyRows, Rows, StoredRows
 
 __all__ = [
     "Blocks",
@@ -59,6 +60,9 @@ class Keys:
 
     def __contains__(self, key: object) -> bool:
         return key in self._store
+
+    def _by_number(self) -> Rows:
+        return self._store._keys_by_number()
 
     def __repr__(self) -> str:
         return f"<{len(self)} keys of {self._store!r}>"
@@ -173,6 +177,10 @@ class Readable(ABC):
         A generator, or a `PartOfRows`: messages ask how many were read.
         """
 
+    def _by_number(self) -> Rows | None:
+        """The samples under their numbers, as they are now; None if they can only be read in order."""
+        return None
+
     def _prepare(self) -> None:  # noqa: B027  # most have nothing to settle
         """Settle what there is to read: called where a stream is built, so that all its workers see the same."""
 
@@ -270,6 +278,13 @@ class Store(Readable):
     def _part(self, shard: Shard) -> Iterator[Any]:
         for key in shard.of(self.keys()):
             yield self.get(key)
+
+    def _by_number(self) -> Rows:
+        return StoredRows(self.get, list(self._iterate_keys()))
+
+    def _keys_by_number(self) -> Rows:
+        """The keys under their numbers, as they are now."""
+        return KeyRows(list(self._iterate_keys()))
 
     @staticmethod
     def _new_key() -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from squirrel_torch.errors import CorruptDataError
 from squirrel_torch.sharding import Shard
+from squirrel_torch.storage import rows as numbered
 from squirrel_torch.storage.formats.opening import Urls, find_files
 from squirrel_torch.storage.store import Readable
 
@@ -157,8 +158,28 @@ class GroupReader(FileReader):
             kept = self._kept = (number, self._load(path, group))
         return self._pick(kept[1], row - (ends[number] - rows), path)
 
+    def _by_number(self) -> numbered.Rows:
+        return _GroupedRows(self)
+
     def _expect(self, path: str, group: int, rows: int) -> None:
         """Raise unless a group has as many rows as were counted."""
         counted = self._known.get(path)
         if counted is not None and (group >= len(counted) or counted[group] != rows):
             raise corrupt(path, f"group {group}", f"it has {rows} rows now, which is not what was counted: was it replaced?")
+
+
+class _GroupedRows(numbered.ListRows):
+    """The samples of a `GroupReader`, which reads a whole group for each that is not of the last one."""
+
+    scattered: ClassVar[bool] = False
+
+    def __init__(self, reader: GroupReader) -> None:
+        super().__init__(reader)
+        self._reader = reader
+
+    def fingerprint(self) -> dict[str, Any]:
+        import xxhash
+
+        groups, _ = self._reader._groups()
+        told = "".join(f"{path.rpartition('/')[2]} {rows}\n" for path, _, rows in groups)
+        return {"rows": len(self), "groups": len(groups), "sum": xxhash.xxh3_64_hexdigest(told)}

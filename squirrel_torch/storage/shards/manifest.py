@@ -17,7 +17,7 @@ from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.schema import Field, field_from_json, unify
 from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry
 
-__all__ = ["MODES", "Manifest", "commit", "entry_from_json", "entry_to_json", "latest", "parse_json"]
+__all__ = ["MODES", "Manifest", "commit", "entry_from_json", "entry_to_json", "latest", "numbered", "parse_json"]
 
 MODES: Final = ("create", "append", "overwrite")
 _FORMAT: Final = "squirrel_torch shards"
@@ -226,10 +226,19 @@ def latest(files: Files) -> Manifest:
         CorruptDataError: If it is not what was written.
     """
     numbers = [int(match[1]) for name in files.names(_MANIFESTS) if (match := _NUMBERED.fullmatch(name))]
-    if not numbers:
-        return Manifest()
-    name = f"{_MANIFESTS}/{max(numbers):08d}.json"
-    return Manifest.from_bytes(files.read(name), max(numbers), files.path(name))
+    return numbered(files, max(numbers)) if numbers else Manifest()
+
+
+def numbered(files: Files, number: int) -> Manifest:
+    """The manifest of commit `number`.
+
+    Raises:
+        StoreError: If it can't be read.
+        FileNotFoundError: If there is none.
+        CorruptDataError: If it is not what was written.
+    """
+    name = f"{_MANIFESTS}/{number:08d}.json"
+    return Manifest.from_bytes(files.read(name), number, files.path(name))
 
 
 def commit(

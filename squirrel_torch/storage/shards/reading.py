@@ -20,6 +20,7 @@ import numpy as np
 
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.rows import Rows
 from squirrel_torch.storage.shards.cache import ShardCache
 from squirrel_torch.storage.shards.columns import NotCollatableError, collate
 from squirrel_torch.storage.shards.manifest import Manifest
@@ -374,6 +375,11 @@ class Selection(Readable):
 
     def _part(self, shard: Shard) -> PartOfRows:
         return PartOfRows(_SelectedRows(self._reader(), self._numbers, shard))
+
+    def _by_number(self) -> Rows:
+        from squirrel_torch.storage.shards.rows import SelectedRows
+
+        return SelectedRows(self._reader, self._numbers)
 
 
 class _SelectedRows:

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
@@ -25,8 +25,9 @@ from squirrel_torch.sharding import Shard
 from squirrel_torch.storage.files import Files, folder_url
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards.cache import ShardCache
-from squirrel_torch.storage.shards.manifest import MODES, Manifest, check_mode, commit, latest
+from squirrel_torch.storage.shards.manifest import MODES, Manifest, check_mode, commit, latest, numbered
 from squirrel_torch.storage.shards.reading import PartOfShards, ReadOptions, Selection, ShardReader, check_rows
+from squirrel_torch.storage.shards.rows import ShardKeys, ShardRows
 from squirrel_torch.storage.shards.schema import Field, find_field, unify
 from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry, check_fits, write_shard
 from squirrel_torch.storage.shards.writing import ShardFormat, ShardWriting, new_name
@@ -306,6 +307,16 @@ class ShardStore(Store):
     def _part(self, shard: Shard) -> PartOfRows:
         reader = self._existing()
         return PartOfRows(PartOfShards(reader, shard))
+
+    def _by_number(self) -> ShardRows:
+        return ShardRows(*self._as_it_is())
+
+    def _keys_by_number(self) -> ShardKeys:
+        return ShardKeys(*self._as_it_is())
+
+    def _as_it_is(self) -> tuple[Callable[[], ShardReader], Manifest, Callable[[int], Manifest]]:
+        manifest = self._existing().manifest
+        return partial(self._reader_of, manifest), manifest, partial(numbered, self._files)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

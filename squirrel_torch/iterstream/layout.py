@@ -1,0 +1,157 @@
+"""How a chain can be gone on with after a stop: what decides it, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from squirrel_torch.errors import ShardingError
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.datapipe import is_datapipe
+from squirrel_torch.iterstream.planned import Planned, planned_prefix
+from squirrel_torch.iterstream.source import IterableSource, Mix
+from squirrel_torch.iterstream.splits import splits_of
+from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.iterstream.stages import (
+    AsyncMap,
+    Batched,
+    Loop,
+    RankSplit,
+    Shuffled,
+    Skip,
+    SplitStage,
+    Take,
+    ZipIndex,
+)
+
+__all__ = ["Layout", "Mode", "layout_of"]
+
+Links = list[Composable[Any]]
+
+
+class Mode(Enum):
+    """How the place in a stream is found again."""
+
+    PLANNED = "planned"
+    """Which item comes at which position is arithmetic: a state is a position, the same on all ranks."""
+
+    STREAMED = "streamed"
+    """The source is started where it was left; what the stages held is made again from its ids."""
+
+    REPLAYED = "replayed"
+    """The source, or a part of the chain, is run again from its beginning, and what was delivered is dropped."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A chain without its splits, and what can be done with it.
+
+    Args:
+        mode: How the place in it is found again.
+        links: Its places, from the source on.
+        cause: The place that decided the mode; None if nothing stands in the way of the best one.
+        why: What that place does, in words.
+        remedy: What to change to get a better mode; empty if there is nothing.
+        split: The split by rank that was written into it, if one was.
+        ordering: Of a planned chain, the source and the stages that order and choose.
+        data: Of a planned chain, all other stages.
+        batch: The stage that makes batches, if a planned chain has one.
+    """
+
+    mode: Mode
+    links: tuple[Composable[Any], ...]
+    cause: Composable[Any] | None = None
+    why: str = ""
+    remedy: str = ""
+    split: RankSplit[Any] | None = None
+    ordering: tuple[Composable[Any], ...] = ()
+    data: tuple[Composable[Any], ...] = ()
+    batch: Batched[Any] | None = field(default=None)
+
+    def planned(self, epoch: int) -> Planned:
+        """The order of an epoch of a planned chain."""
+        planned = planned_prefix(self.ordering, Context(epoch))
+        if planned is None or planned.count < len(self.ordering):
+            raise AssertionError("a planned chain is planned in each epoch")
+        return planned
+
+
+def layout_of(chain: Composable[Any]) -> Layout:
+    """What can be done with a chain. Its source is looked at, and perhaps counted.
+
+    Raises:
+        ShardingError: If it is split in a place where the splits can't be taken over: inside a pipe of torch.
+    """
+    links, split = _without_splits(chain)
+    return replace(_decided(links), split=split)
+
+
+def _decided(links: Links) -> Layout:
+    context = Context()
+    planned = planned_prefix(links, context)
+    if planned is None:
+        return _not_planned(links, 0)
+    ordering, data = links[: planned.count], links[planned.count :]
+    batch: Batched[Any] | None = None
+    numbered = False
+    for place, link in enumerate(data, start=planned.count):
+        stage = None if link._custom else link._stage
+        # What only chooses can do so before one item is made of each.
+        if batch is None and (isinstance(stage, Take) or (isinstance(stage, Skip | Loop) and not numbered)):
+            ordering.append(link)
+        elif batch is None and isinstance(stage, Batched):
+            batch = stage
+        elif batch is None and isinstance(stage, ZipIndex):
+            numbered = True
+        elif stage is None or not stage.one_to_one:
+            return _not_planned(links, place)
+    whole = planned_prefix(ordering, context)
+    if whole is None or whole.count < len(ordering):
+        return _not_planned(links, planned.count)
+    made = tuple(link for link in data if link not in ordering)
+    return Layout(Mode.PLANNED, tuple(links), ordering=tuple(ordering), data=made, batch=batch)
+
+
+def _without_splits(chain: Composable[Any]) -> tuple[Links, RankSplit[Any] | None]:
+    """The places of a chain that do not divide it, and its split by rank."""
+    links: Links = []
+    split: RankSplit[Any] | None = None
+    for link in chain._links():
+        if isinstance(link, Mix):
+            link, inner = _mix_without_splits(link)
+            split = split or inner
+        elif is_datapipe(link.source) and not isinstance(link.source, Composable) and splits_of(link):
+            raise ShardingError(
+                f"{link._describe()} is divided inside a pipe of torch, where the split can't be taken over: split behind the pipe"
+            )
+        if link._custom or not isinstance(link._stage, SplitStage):
+            links.append(link)
+        elif isinstance(link._stage, RankSplit):
+            split = link._stage
+    return links, split
+
+
+def _mix_without_splits(mix: Mix[Any]) -> tuple[Mix[Any], RankSplit[Any] | None]:
+    if not splits_of(mix):
+        return mix, None
+    splits_and_branches = [_without_splits(branch) for branch in mix.branches]
+    mix = _copy(mix)
+    mix.branches = [_chained(links) for links, _ in splits_and_branches]
+    return mix, next((split for _, split in splits_and_branches if split), None)
+
+
+def _chained(links: Links) -> Composable[Any]:
+    """The last of `links`, put onto those before it."""
+    node, *others = links
+    for link in others:
+        below, node = node, _copy(link)
+        node.source = below
+    return node
+
+
+def _copy(link: Any) -> Any:
+    """A composable of its own with the same attributes."""
+    same = object.__new__(type(link))
+    same.__dict__.update(link.__dict__)
+    return same

@@ -1,0 +1,125 @@
+"""Rows of shards by their numbers, for streams whose order is arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+
+from squirrel_torch.errors import StoreError
+from squirrel_torch.sharding import WHOLE
+from squirrel_torch.storage.rows import Ids, Rows
+from squirrel_torch.storage.shards.manifest import Manifest
+from squirrel_torch.storage.shards.reading import Selection, ShardReader
+
+__all__ = ["SelectedRows", "ShardKeys", "ShardRows"]
+
+_NAMED: Final = 12
+"""How many shards a difference names."""
+
+_KEYS: Final = 1024
+
+
+class _OfDataset(Rows):
+    """What has one item for each row of a dataset, in the order of its shards.
+
+    Args:
+        reader: Gives the reader of the process that it is called in.
+        manifest: Of the dataset.
+        earlier: Gives the manifest of another commit of the dataset.
+    """
+
+    def __init__(self, reader: Callable[[], ShardReader], manifest: Manifest, earlier: Callable[[int], Manifest]) -> None:
+        self._reader = reader
+        self._manifest = manifest
+        self._earlier = earlier
+        self._rows = manifest.rows
+
+    @property
+    def groups(self) -> Ids:
+        """How many rows each shard has."""
+        return np.array([shard.rows for shard in self._manifest.shards], np.int64)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def fingerprint(self) -> dict[str, Any]:
+        manifest = self._manifest
+        return {"rows": len(self), "shards": len(manifest.shards), "commit": manifest.number, "sum": _sum(manifest)}
+
+    def difference(self, fingerprint: dict[str, Any]) -> str:
+        counts = super().difference(fingerprint)
+        number = fingerprint.get("commit")
+        try:
+            before = self._earlier(int(number))  # type: ignore[arg-type]  # a TypeError then
+        except (StoreError, OSError, TypeError, ValueError):
+            return f"{counts}; its commit {number} is not there any more"
+        if _sum(before) != fingerprint.get("sum"):
+            return f"{counts}; its commit {number} is another one than then"
+        old, new = ({shard.name: shard.checksum for shard in one.shards} for one in (before, self._manifest))
+        changed = {name for name in old.keys() & new.keys() if old[name] != new[name]}
+        kinds = (("added", new.keys() - old.keys()), ("removed", old.keys() - new.keys()), ("changed", changed))
+        told = "; ".join(f"{word}: {_listed(sorted(names))}" for word, names in kinds if names)
+        return f"{counts}; {told or 'its shards are in another order'}"
+
+
+class ShardRows(_OfDataset):
+    """All rows of a dataset."""
+
+    def fetch(self, ids: Ids) -> Iterator[Any]:
+        return Selection(self._reader, ids)._part(WHOLE)
+
+
+class ShardKeys(_OfDataset):
+    """The keys of a dataset, made of the numbers of its rows: what they are wanted for is to read the rows."""
+
+    def fetch(self, ids: Ids) -> Iterator[Any]:
+        reader = self._reader()
+        return chain.from_iterable(self._keys(reader, ids[start : start + _KEYS]) for start in range(0, len(ids), _KEYS))
+
+    def _keys(self, reader: ShardReader, ids: Ids) -> Iterator[str]:
+        shards = self._manifest.shards
+        places = np.searchsorted(reader.starts, ids, side="right") - 1
+        inside = (ids - reader.starts[places]).tolist()
+        for row, place, number in zip(ids.tolist(), places.tolist(), inside, strict=True):
+            if shards[place].keyed:
+                index, block, within = reader.place(row)
+                yield (reader.block(index, block).keys or ())[within]
+            else:
+                yield f"{shards[place].name.removesuffix('.arrow')}:{number}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _sum(manifest: Manifest) -> str:
+    told = "".join(f"{shard.name} {shard.rows} {shard.checksum}\n" for shard in manifest.shards)
+    return str(xxhash.xxh3_64_hexdigest(told))
+
+
+class SelectedRows(Rows):
+    """Rows of a selection, by their places in it.
+
+    Args:
+        reader: Gives the reader of the process that it is called in.
+        numbers: The rows of the dataset.
+    """
+
+    def __init__(self, reader: Callable[[], ShardReader], numbers: Ids) -> None:
+        self._reader = reader
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def fetch(self, ids: Ids) -> Iterator[Any]:
+        return Selection(self._reader, self._numbers[ids])._part(WHOLE)
+
+    def fingerprint(self) -> dict[str, Any]:
+        chosen = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._numbers, "<i8").tobytes())
+        return {"rows": len(self), "chosen": chosen, "sum": _sum(self._reader().manifest)}
