@@ -8,6 +8,7 @@ Only its raw 64-bit stream is used: numpy promises that this never changes, whic
 
 import hashlib
 import random
+import struct
 from collections.abc import Iterator
 from itertools import count
 from types import ModuleType
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "DEFAULT_SEED", "Path", "Seed", "resolve_seed", "uniform_blocks", "uniforms"]
+__all__ = ["BLOCK", "DEFAULT_SEED", "Path", "Seed", "key_words", "resolve_seed", "uniform_blocks", "uniforms"]
 
 DEFAULT_SEED = 0
 """The seed of every shuffle and mix that was given none: all ranks agree without talking."""
@@ -56,6 +57,13 @@ def resolve_seed(seed: Seed, rng: random.Random | ModuleType | None = None) -> S
     return float(seed) if isinstance(seed, float) else seed  # numpy's float64 is a float of another name
 
 
+def key_words(seed: Seed, epoch: int, path: Path, count: int) -> tuple[int, ...]:
+    """`count` numbers below 2^64, at most 8, that stand for (seed, epoch, path); other counts give other numbers."""
+    name = repr((type(seed).__name__, seed, int(epoch), path)).encode()
+    digest = hashlib.blake2b(name, digest_size=8 * count).digest()
+    return struct.unpack(f"<{count}Q", digest)
+
+
 def uniforms(seed: Seed, epoch: int, path: Path, block: int, size: int = BLOCK) -> npt.NDArray[np.float64]:
     """Draws number `block * BLOCK` onwards of the stream named by (seed, epoch, path).
 
@@ -69,8 +77,7 @@ def uniforms(seed: Seed, epoch: int, path: Path, block: int, size: int = BLOCK) 
     Returns:
         Numbers in [0, 1), shape `[size]`, float64.
     """
-    name = repr((type(seed).__name__, seed, int(epoch), path)).encode()
-    key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype="<u8")
+    key = np.array(key_words(seed, epoch, path, 2), np.uint64)
     # The block stands in the highest word of the 256-bit counter, so that blocks never meet.
     raw = np.random.Philox(key=key, counter=[0, 0, 0, block]).random_raw(size)
     # The upper 53 bits fill the mantissa of a double in [0, 1).

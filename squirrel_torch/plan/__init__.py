@@ -1,0 +1,21 @@
+"""The plan of an epoch: which sample comes at which position, and who gets it. Arithmetic on numbers, nothing else."""
+
+from squirrel_torch.plan.deal import Deal, Tail
+from squirrel_torch.plan.order import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken
+from squirrel_torch.plan.permutation import Key, permutation_key, permute
+
+__all__ = [
+    "Applied",
+    "Deal",
+    "Key",
+    "Looped",
+    "Order",
+    "Permuted",
+    "Skipped",
+    "Straight",
+    "Strided",
+    "Tail",
+    "Taken",
+    "permutation_key",
+    "permute",
+]
