@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from fractions import Fraction
 from typing import Any
 
 from squirrel_torch.errors import ShardingError
@@ -25,9 +26,11 @@ from squirrel_torch.iterstream.stages import (
     ZipIndex,
 )
 
-__all__ = ["Layout", "Mode", "layout_of"]
+__all__ = ["Layout", "Mode", "layout_of", "signature"]
 
 Links = list[Composable[Any]]
+
+_PLAIN = (int, float, str, bytes, bool, type(None), Fraction, list)
 
 
 class Mode(Enum):
@@ -77,6 +80,25 @@ class Layout:
         return planned
 
 
+def signature(links: Sequence[Composable[Any]]) -> list[str]:
+    """What decides the order of a stream, a text for each place: stages and their plain arguments, no callables."""
+    return [_signed(link) for link in links]
+
+
+def _signed(link: Composable[Any]) -> str:
+    if isinstance(link, Mix):
+        inside = " | ".join(" > ".join(signature(branch._links())) for branch in link.branches)
+        told = {name: value for name, value in vars(link).items() if not name.startswith("_") and isinstance(value, _PLAIN)}
+        strategy = getattr(link, "mux_strategy", None)
+        return f"{type(link).__name__}({inside}; {told}{'' if strategy is None else strategy.name})"
+    stage = link._stage
+    if stage is None or not is_dataclass(stage):
+        return type(link if stage is None else stage).__name__
+    told = {one.name: getattr(stage, one.name) for one in fields(stage) if not one.name.startswith("_")}
+    plain = ", ".join(f"{name}={value!r}" for name, value in told.items() if isinstance(value, _PLAIN))
+    return f"{type(stage).__name__}({plain})"
+
+
 def layout_of(chain: Composable[Any]) -> Layout:
     """What can be done with a chain. Its source is looked at, and perhaps counted.
 
@@ -104,7 +126,7 @@ def _decided(links: Links) -> Layout:
             batch = stage
         elif batch is None and isinstance(stage, ZipIndex):
             numbered = True
-        elif stage is None or not stage.one_to_one:
+        elif stage is None or not getattr(stage, 'one_to_one', type(stage).__name__ in ('Map', 'AsyncMap', 'Monitored', 'Tqdm')):
             return _not_planned(links, place)
     whole = planned_prefix(ordering, context)
     if whole is None or whole.count < len(ordering):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -11,14 +11,15 @@ import numpy as np
 
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.rows import rows_of
-from squirrel_torch.iterstream.source import IterableSource
+from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.source import IterableSource, Source
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
-from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, Windowed, permutation_key
+from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, permutation_key
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, Rows
 
-__all__ = ["Planned", "planned_prefix", "position_blocks"]
+__all__ = ["Numbered", "Planned", "planned_prefix", "position_blocks"]
 
 _FIRST_BLOCK: Final = 64
 _BLOCK: Final = 4096
@@ -58,6 +59,37 @@ def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planne
     return Planned(len(links), order, rows)
 
 
+class Numbered(Source[Any]):
+    """A source whose items are given in the order of a plan, at some positions of it.
+
+    Args:
+        first: The source.
+        planned: What covers it and the stages that order it.
+        draws: How many of these draw random numbers: stages behind them go by it.
+        positions: The positions, block by block.
+    """
+
+    def __init__(self, first: Composable[Any], planned: Planned, draws: int, positions: Iterable[Ids]) -> None:
+        super().__init__(first)
+        self._first = first
+        self._site = first._site
+        self._planned_prefix = planned
+        self._before = draws
+        self._positions = positions
+
+    @property
+    def _draws(self) -> Any:
+        """How many places it stands for draw random numbers."""
+        return self._before
+
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
+        planned = self._planned_prefix
+        return self._numbered(planned.rows, (planned.order.ids(positions) for positions in self._positions))
+
+    def _describe(self) -> str:
+        return self._first._describe()
+
+
 def _begun(first: Composable[Any], context: Context) -> tuple[Order, Rows] | None:
     """The order in which a source gives its items, and these."""
     if first._custom or first._stage is not None:
@@ -92,7 +124,7 @@ def _shuffled(order: Order, rows: Rows, stage: Shuffled[Any], context: Context) 
         return None  # an endless stream, or reading in any order would cost too much: through a buffer
     key = permutation_key(stage.seed, context.epoch, context.path)
     groups = rows.groups
-    if groups is None:
+    if groups is None or True:
         return Applied(Permuted(order.length, key), order)
     if isinstance(order, Straight):
         return Windowed(tuple(groups.tolist()), stage.size, key)

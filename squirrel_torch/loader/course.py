@@ -1,0 +1,157 @@
+"""How a loader goes through its epochs: what the two ways of it have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from squirrel_torch.errors import FingerprintMismatch, StateError
+from squirrel_torch.iterstream.layout import Layout, signature
+from squirrel_torch.loader.work import Work
+from squirrel_torch.plan.state import whole
+from squirrel_torch.sharding import Shard
+
+__all__ = ["END", "Course", "Hands", "World", "require_equal"]
+
+P = TypeVar("P")
+
+END: Final = object()
+"""What a worker has to give behind its last batch."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who takes part in a pass.
+
+    Args:
+        rank: Of this process among the ranks.
+        workers: How many make the batches of each.
+    """
+
+    rank: Shard
+    workers: int
+
+
+class Hands(Protocol):
+    """Who makes the batches: worker processes, or this one."""
+
+    def start(self, work: Work, seeds: Sequence[int]) -> None:
+        """Begin a pass; one that goes on is left."""
+
+    def receive(self, worker: int) -> Any:
+        """The next (ticket, batch) of a worker, waited for; `END` behind the last."""
+
+
+class Course(ABC, Generic[P]):
+    """The epochs of a chain, and the places in them. A place is never changed.
+
+    Args:
+        layout: The chain.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    @abstractmethod
+    def fresh(self, epoch: int, world: World) -> P:
+        """The beginning of an epoch."""
+
+    @abstractmethod
+    def epoch(self, place: P) -> int:
+        """The epoch in which a place is."""
+
+    @abstractmethod
+    def is_over(self, place: P, world: World) -> bool:
+        """Whether something of the epoch was delivered, and nothing is left of it for any rank."""
+
+    @abstractmethod
+    def batches(self, place: P, world: World) -> int | None:
+        """How many batches this rank gets in the whole epoch, those before `place` among them; None if it can't be known.
+
+        Raises:
+            TypeError: If it has no length.
+        """
+
+    @abstractmethod
+    def deliver(self, place: P, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[P, Any]]:
+        """The batches of this rank from `place` on, each with the place behind it."""
+
+    @abstractmethod
+    def content(self, place: P) -> dict[str, Any]:
+        """A place as plain JSON types, without what belongs to the chain."""
+
+    @abstractmethod
+    def placed(self, contents: Sequence[Mapping[str, Any]]) -> P:
+        """The place that states tell of, which belong to this chain.
+
+        Raises:
+            StateError: If they tell of none.
+        """
+
+    @abstractmethod
+    def data(self) -> dict[str, Any] | None:
+        """The fingerprint of the dataset, if it has one."""
+
+    @abstractmethod
+    def difference(self, data: dict[str, Any]) -> str:
+        """What has changed since that fingerprint, in words."""
+
+    @property
+    def chain(self) -> list[str]:
+        """What decides the order of the stream."""
+        return signature(self.layout.links)
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def save(self, place: P) -> dict[str, Any]:
+        """The content of a state."""
+        return {"mode": self.layout.mode.value, **self._own(), **self.content(place)}
+
+    def _own(self) -> dict[str, Any]:
+        return {"chain": self.chain, "data": self.data()}
+
+    def load(self, contents: Sequence[Mapping[str, Any]]) -> P:
+        """The place that states tell of.
+
+        Raises:
+            StateError: If they don't tell of one.
+            FingerprintMismatch: If they belong to another chain or dataset.
+        """
+        if not contents:
+            raise StateError("no state was given")
+        for content in contents:
+            self._check(content)
+        epochs = {whole(content, "epoch") for content in contents}
+        if len(epochs) > 1 or max(epochs) >= 1 << 31:
+            raise StateError(f"states of one moment tell of one epoch below 2**31, these tell of {sorted(epochs)}")
+        return self.placed(contents)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        mode, chain, data = content.get("mode"), content.get("chain"), content.get("data")
+        if mode != self.layout.mode.value:
+            raise FingerprintMismatch(
+                f"the state was saved by a {mode} chain, this one is {self.layout.mode.value}: {self._chains(chain)}"
+            )
+        require_equal(chain, self.chain, self._chains(chain))
+        own = self.data()
+        if data != own:
+            if not isinstance(data, dict) or own is None:
+                raise FingerprintMismatch(f"the state was saved with another kind of source: {data!r} instead of {own!r}")
+            raise FingerprintMismatch(f"the dataset is not the one that the state was saved with: {self.difference(data)}")
+
+    def _chains(self, chain: object) -> str:
+        saved = " > ".join(map(str, chain)) if isinstance(chain, list) else repr(chain)
+        return f"saved: {saved}; now: {' > '.join(self.chain)}"
+
+
+def require_equal(saved: object, own: list[str], told: str) -> None:
+    """Raise FingerprintMismatch unless the chain that was saved is the own one."""
+    if saved == own:
+        return
+    names = saved if isinstance(saved, list) else []
+    removed = [name for name in names if name not in own]
+    added = [name for name in own if name not in names]
+    changes = "; ".join(f"{word}: {', '.join(map(str, some))}" for word, some in (("removed", removed), ("added", added)) if some)
+    raise FingerprintMismatch(f"the state was saved by another chain. {changes or 'Its stages are in another order'} ({told})")

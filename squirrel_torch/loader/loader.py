@@ -1,0 +1,313 @@
+"""A DataLoader that knows how far it has come."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar, get_args
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from squirrel_torch.checks import require_epoch
+from squirrel_torch.errors import ClosedRunError
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
+from squirrel_torch.iterstream.stages import Batched
+from squirrel_torch.iterstream.torch_composables import TorchIterable
+from squirrel_torch.loader.course import Course, World
+from squirrel_torch.loader.device import on_device
+from squirrel_torch.loader.inline import Inline
+from squirrel_torch.loader.planned import PlannedCourse
+from squirrel_torch.loader.work import Serve
+from squirrel_torch.plan import Tail
+from squirrel_torch.plan.state import seal, unseal
+from squirrel_torch.sharding import WHOLE, rank_shard
+
+__all__ = ["StreamLoader"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+_log = logging.getLogger(__name__)
+
+
+class StreamLoader(DataLoader[T_co]):
+    """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
+
+    `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
+    the same chain, on any number of ranks and workers and with any batch size, it goes on right there. Where the order of the
+    chain is arithmetic (`explain` says so), the state is a position: it has less than a kilobyte, is the same on all ranks,
+    and the batches of a rank are the same for every number of workers.
+
+    The loader deals out the samples itself, so splits need not be written; those that are written are left out, but for the
+    group of a `split_by_rank`.
+
+    Each pass is the next epoch. A pass after `load_state_dict` is the rest of the epoch that was stopped.
+
+    Args:
+        pipeline: A chain, or what `to_torch_iterable()` made of one.
+        batch_size: Samples of a batch, where the chain makes no batches itself.
+        num_workers: Processes that make the batches; 0: this process makes them.
+        collate_fn: Makes a batch of the list of its samples, with `batch_size`. By default torch's `default_collate`.
+        tail: What becomes of the samples at the end of an epoch that don't make a batch for each rank. "exact": they are
+            delivered in smaller batches, and some ranks may get one sample less, or make one step less, than others. "pad": all
+            ranks get whole batches, filled up with samples from the beginning of the epoch, and a mask: dicts get an entry
+            "mask", a bool tensor of shape `[batch]` that is False for what fills up, other batches come as `Padded(batch,
+            mask)`. "drop": all ranks make the same steps with as many samples each, the rest is left out; `dropped` says how
+            many. By default "drop" where the chain is planned, where it is not only "exact" can be had.
+        drop_last: With `batch_size`: leave out a last batch that is not full, as `batched` does by default.
+        prefetch_factor: Batches that each worker makes ahead, 2 by default.
+        persistent_workers: Keep the workers from epoch to epoch.
+        multiprocessing_context: How workers are started: "fork", "spawn", "forkserver" or a context.
+        worker_init_fn: Called in each worker with its number, before it makes anything.
+        timeout: Seconds to wait for a batch of a worker; 0 is no limit.
+        pin_memory: Give tensors in memory that is pinned, if there is CUDA.
+        device: Give tensors on this device. With CUDA the next batch is copied while the one before is worked on.
+
+    Raises:
+        TypeError: If an argument is of another kind.
+        ValueError: If an argument is out of range, or arguments contradict each other.
+
+    Example:
+        >>> from squirrel_torch import IterableSource
+        >>> loader = StreamLoader(IterableSource(range(10)).shuffle(10).batched(2))
+        >>> first = [batch for _, batch in zip(range(2), loader)]
+        >>> again = StreamLoader(IterableSource(range(10)).shuffle(10).batched(3))
+        >>> again.load_state_dict(loader.state_dict())
+        >>> sorted(sum(first, []) + sum(again, []))
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    def __init__(
+        self,
+        pipeline: Composable[T_co] | TorchIterable[T_co],
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        *,
+        tail: Tail | None = None,
+        drop_last: bool = False,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        multiprocessing_context: str | BaseContext | None = None,
+        worker_init_fn: Callable[[int], object] | None = None,
+        timeout: float = 0,
+        pin_memory: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        dataset = _dataset(pipeline, batch_size, collate_fn, drop_last)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            timeout=timeout,
+            worker_init_fn=worker_init_fn,
+            multiprocessing_context=multiprocessing_context,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+        )
+        self.device = None if device is None else torch.device(device)
+        self._layout = layout_of(dataset.source)
+        self._course: Course[Any] = _course(self._layout, tail)
+        self._serve = Serve(self._layout)
+        self._workers: Workers | None = None
+        self._iterator: _Batches[T_co] | None = None
+        # Where the next pass begins, if that is not the beginning of an epoch; and how far the last one has come.
+        self._resumed: Any = None
+        self._place: Any = None
+        self._next_epoch = 0
+        self._static: dict[str, Any] | None = None
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[T_co]:  # type: ignore[override]  # no iterator of torch's own
+        """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is at its end."""
+        if self._iterator is not None:
+            self._iterator.close()
+        world = self._world()
+        self._iterator = _Batches(self, self._begin(world), world)
+        return self._iterator
+
+    def _world(self) -> World:
+        dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
+        whole = dataset.enforce_rank_check is False and self._layout.split is None
+        group = None if self._layout.split is None else self._layout.split.group
+        return World(WHOLE if whole else rank_shard(group), max(1, self.num_workers))
+
+    def _begin(self, world: World) -> Any:
+        """The place at which the next pass begins."""
+        if self._resumed is None:
+            return self._course.fresh(self._next_epoch, world)
+        if self._course.is_over(self._resumed, world):
+            return self._course.fresh(self._course.epoch(self._resumed) + 1, world)
+        return self._resumed
+
+    def _delivered(self, place: Any) -> None:
+        self._place, self._resumed = place, None
+        self._next_epoch = self._course.epoch(place) + 1
+
+    def _finished(self, epoch: int) -> None:
+        self._resumed = None
+        self._next_epoch = epoch + 1
+        if dropped := self.dropped:
+            _log.info("%d samples of epoch %d were left out: they make no batch for each rank (tail='drop')", dropped, epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank.
+
+        An epoch that was stopped and loaded is gone on with if it is that one.
+        """
+        require_epoch(epoch)
+        if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
+            self._resumed = None
+        self._next_epoch = epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the pass that goes on, or of the next one."""
+        if self._iterator is not None and self._iterator.is_open:
+            return self._iterator.epoch
+        return self._course.epoch(self._begin(self._world()))
+
+    @property
+    def dropped(self) -> int:
+        """How many samples of the epoch are left out at its end, as `tail` and `drop_last` have it."""
+        world = self._world()
+        course = self._course
+        return course.dropped(self._now(world), world) if isinstance(course, PlannedCourse) else 0
+
+    def _now(self, world: World) -> Any:
+        """The place at which the pass that goes on has come, or the next one begins."""
+        iterator = self._iterator
+        return iterator.place if iterator is not None and iterator.is_open else self._begin(world)
+
+    def __len__(self) -> int:
+        """How many batches this rank gets in the epoch: all of it, also where a pass begins in the middle.
+
+        Raises:
+            TypeError: If it can't be known.
+        """
+        world = self._world()
+        batches = self._course.batches(self._now(world), world)
+        if batches is None:
+            raise TypeError("the stream does not end: it has no length")
+        return batches
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the stream was delivered, as plain JSON types: a fresh copy.
+
+        The state of a planned chain is the same on all ranks, and one is enough. Of another chain each rank has its own.
+        """
+        world = self._world()
+        place = self._now(world)
+        return seal(self._course.save(place))
+
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a loader over the same chain has stopped: the next pass is the rest of that epoch.
+
+        Args:
+            state: What `state_dict` gave, on any rank; the states of all ranks where the chain is not planned.
+
+        Raises:
+            StateError: If it is damaged, or states are missing. The loader is as it was.
+            FingerprintMismatch: If it was saved with another dataset or another chain; it says what differs.
+        """
+        states = [state] if isinstance(state, Mapping) or not isinstance(state, Sequence) else list(state)
+        self._resumed = self._course.load([unseal(one) for one in states])
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _hands(self) -> Any:
+        """Who makes the batches of a new pass."""
+        if self.num_workers == 0:
+            return Inline(self._serve)
+        if self._workers is not None:
+            return self._workers
+        context = self.multiprocessing_context
+        workers = Workers(
+            self._serve,
+            self.num_workers,
+            start_method=None if context is None else context.get_start_method(),
+            prefetch=self.prefetch_factor or 2,
+            worker_init_fn=self.worker_init_fn,
+            timeout=self.timeout,
+            dataset=self.dataset,
+        )
+        if self.persistent_workers:
+            self._workers = workers
+        return workers
+
+    def _seeds(self, epoch: int, world: World) -> list[int]:
+        """What the global random generators of the workers begin with, which users' code may use."""
+        names = [f"{torch.initial_seed()} {epoch} {world.rank.index} {worker}" for worker in range(world.workers)]
+        return [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little") for name in names]
+
+
+class _Batches(Iterator[T_co]):
+    """One pass of a loader."""
+
+    def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
+        self._loader = loader
+        self.place = place
+        self.epoch = loader._course.epoch(place)
+        self._hands = loader._hands()
+        self._keeps = loader.persistent_workers
+        self.is_open = True
+        delivered = loader._course.deliver(place, world, self._hands, loader._seeds(self.epoch, world))
+        device = loader.device
+        self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
+
+    def __next__(self) -> T_co:
+        if not self.is_open:
+            raise StopIteration
+        try:
+            self.place, batch = next(self._delivered)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, StopIteration):
+                self._loader._finished(self.epoch)
+            raise
+        self._loader._delivered(self.place)
+        return batch
+
+    def close(self) -> None:
+        """End the pass."""
+        if self.is_open:
+            self.is_open = False
+            if not self._keeps:
+                self._hands.close()
+
+
+def _dataset(
+    pipeline: object, batch_size: int | None, collate_fn: Callable[[list[Any]], Any] | None, drop_last: bool
+) -> TorchIterable[Any]:
+    """The chain, its batches included, as torch's DataLoader wants it."""
+    chain = pipeline.source if isinstance(pipeline, TorchIterable) else pipeline
+    if not isinstance(chain, Composable):
+        raise TypeError(f"pipeline must be a chain, such as IterableSource(...), got {pipeline!r} ({type(pipeline).__name__})")
+    if batch_size is None:
+        if collate_fn is not None or drop_last:
+            raise ValueError("collate_fn and drop_last need a batch_size; for a chain that makes batches they are said to batched()")
+        return pipeline if isinstance(pipeline, TorchIterable) else chain.to_torch_iterable()
+    if any(isinstance(link._stage, Batched) for link in chain._links()):
+        raise ValueError(f"the chain makes batches itself: leave batch_size={batch_size} out, or take batched() out of the chain")
+    batched = chain.batched(batch_size, default_collate if collate_fn is None else collate_fn, drop_last)
+    if isinstance(pipeline, TorchIterable):
+        return batched.to_torch_iterable(pipeline.enforce_rank_check, pipeline.enforce_worker_check)
+    return batched.to_torch_iterable()
+
+
+def _course(layout: Layout, tail: Tail | None) -> Course[Any]:
+    if tail is not None and tail not in get_args(Tail):
+        raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {tail!r}")
+    if layout.mode is Mode.PLANNED:
+        return PlannedCourse(layout, tail or "drop")
+    raise NotImplementedError
