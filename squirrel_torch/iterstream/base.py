@@ -254,11 +254,7 @@ class Composable(DataPipe[T_co]):
         planned = planned_prefix(links, upstream.context)
         if planned is None or planned.count < len(links):
             return None
-        numbers = (planned.order.ids(positions) for positions in position_blocks(planned.order, shard))
-        items: Iterator[Any] = links[0]._numbered(planned.rows, numbers)
-        for place, link in enumerate(links[:-1]):
-            lifetime.opened(link, place, items)
-        return items
+        return planned.open(links, upstream.context, lifetime, position_blocks(planned.order, shard))
 
     def _open_view(self, upstream: Upstream[Any]) -> Iterator[Any]:
         if not self._custom:

@@ -15,14 +15,9 @@ from squirrel_torch.iterstream.source import IterableSource, Mix
 from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import (
-    AsyncMap,
     Batched,
-    Loop,
     RankSplit,
-    Shuffled,
-    Skip,
     SplitStage,
-    Take,
     ZipIndex,
 )
 
@@ -110,29 +105,18 @@ def layout_of(chain: Composable[Any]) -> Layout:
 
 
 def _decided(links: Links) -> Layout:
-    context = Context()
-    planned = planned_prefix(links, context)
+    planned = planned_prefix(links, Context())
     if planned is None:
         return _not_planned(links, 0)
-    ordering, data = links[: planned.count], links[planned.count :]
     batch: Batched[Any] | None = None
-    numbered = False
-    for place, link in enumerate(data, start=planned.count):
+    for place, link in enumerate(links[planned.count :], start=planned.count):
         stage = None if link._custom else link._stage
-        # What only chooses can do so before one item is made of each.
-        if batch is None and (isinstance(stage, Take) or (isinstance(stage, Skip | Loop) and not numbered)):
-            ordering.append(link)
-        elif batch is None and isinstance(stage, Batched):
+        if isinstance(stage, Batched) and batch is None:
             batch = stage
-        elif batch is None and isinstance(stage, ZipIndex):
-            numbered = True
-        elif stage is None or not getattr(stage, 'one_to_one', type(stage).__name__ in ('Map', 'AsyncMap', 'Monitored', 'Tqdm')):
+        elif stage is None or not (stage.one_to_one or (isinstance(stage, ZipIndex) and batch is None)):
             return _not_planned(links, place)
-    whole = planned_prefix(ordering, context)
-    if whole is None or whole.count < len(ordering):
-        return _not_planned(links, planned.count)
-    made = tuple(link for link in data if link not in ordering)
-    return Layout(Mode.PLANNED, tuple(links), ordering=tuple(ordering), data=made, batch=batch)
+    made = (*planned.data, *links[planned.count :])
+    return Layout(Mode.PLANNED, tuple(links), ordering=planned.ordering, data=made, batch=batch)
 
 
 def _without_splits(chain: Composable[Any]) -> tuple[Links, RankSplit[Any] | None]:

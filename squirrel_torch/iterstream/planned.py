@@ -13,7 +13,7 @@ from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.rows import rows_of
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import IterableSource, Source
-from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
 from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, permutation_key
 from squirrel_torch.sharding import WHOLE, Shard
@@ -29,15 +29,41 @@ _BLOCK: Final = 4096
 class Planned:
     """The beginning of a chain, as arithmetic.
 
+    Stages that make one item of each (`data`) may stand between those that order and choose: what these do can be done before.
+
     Args:
         count: How many places of the chain it covers, from the source on.
         order: The number of the item at each position of the epoch.
-        rows: The items.
+        rows: The items of the source.
+        ordering: The places covered whose work the order does, the source being the first.
+        data: The places covered that make items.
     """
 
     count: int
     order: Order
     rows: Rows
+    ordering: tuple[Composable[Any], ...]
+    data: tuple[Composable[Any], ...] = ()
+
+    def open(
+        self, links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, positions: Iterable[Ids]
+    ) -> Iterator[Any]:
+        """The items at some positions.
+
+        Args:
+            links: The places of the chain.
+            context: The epoch, and the path of the chain.
+            lifetime: Closes what is opened.
+            positions: The positions, block by block.
+        """
+        source: Any = links[0]
+        items: Iterator[Any] = source._numbered(self.rows, (self.order.ids(block) for block in positions))
+        for place, link in enumerate(links[: self.count]):
+            entry = lifetime.opened(link, place, items)
+            if link in self.data and link._stage is not None:
+                own = context.below(sum(other._draws for other in links[:place]))
+                items = entry.iterator = link._stage.start(items, own)
+        return items
 
 
 def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planned | None:
@@ -51,12 +77,20 @@ def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planne
     if begun is None:
         return None
     order, rows = begun
-    for count in range(1, len(links)):
-        further = _further(order, rows, links[: count + 1], context)
+    found = Planned(1, order, rows, (links[0],))
+    ordering, data = [links[0]], []
+    for place, link in enumerate(links[1:], start=1):
+        stage = None if link._custom else link._stage
+        if stage is not None and stage.one_to_one:
+            data.append(link)
+            continue
+        further = None if stage is None else _further(order, rows, stage, links[:place], context)
         if further is None:
-            return Planned(count, order, rows)
+            break
         order = further
-    return Planned(len(links), order, rows)
+        ordering.append(link)
+        found = Planned(place + 1, order, rows, tuple(ordering), tuple(data))
+    return found
 
 
 class Numbered(Source[Any]):
@@ -100,14 +134,13 @@ def _begun(first: Composable[Any], context: Context) -> tuple[Order, Rows] | Non
     return None
 
 
-def _further(order: Order, rows: Rows, links: Sequence[Composable[Any]], context: Context) -> Order | None:
-    """The order behind the last of `links`, given that before it; None if that is not arithmetic."""
-    *before, last = links
-    stage = None if last._custom else last._stage
+def _further(
+    order: Order, rows: Rows, stage: Stage[Any, Any], before: Sequence[Composable[Any]], context: Context
+) -> Order | None:
+    """The order behind a stage, given that before it; None if that is not arithmetic."""
     match stage:
         case Shuffled():
-            own = context.below(sum(link._draws for link in before))
-            return _shuffled(order, rows, stage, own)
+            return _shuffled(order, rows, stage, context.below(sum(link._draws for link in before)))
         case Take(count):
             return Taken(order, count)
         case Skip(count):
@@ -115,7 +148,7 @@ def _further(order: Order, rows: Rows, links: Sequence[Composable[Any]], context
         case SplitStage():
             return Strided(order, stage.shard())
         case Loop(times):
-            return Looped(partial(_pass, order, rows, before, context), times)
+            return Looped(partial(_pass, order, before, context), times)
     return None
 
 
@@ -132,13 +165,13 @@ def _shuffled(order: Order, rows: Rows, stage: Shuffled[Any], context: Context) 
     return Applied(Windowed((order.length,), stage.size, key), order)
 
 
-def _pass(order: Order, rows: Rows, before: Sequence[Composable[Any]], context: Context, number: int) -> Order:
+def _pass(order: Order, before: Sequence[Composable[Any]], context: Context, number: int) -> Order:
     """The order of pass `number` of a loop over the places `before`, as `run.Upstream` opens them; the first is `order`."""
     if number == 0 or not any(link._draws for link in before):
         return order
     draws = sum(link._draws or link._repeats for link in before)
     again = planned_prefix(before, context.below("pass", draws, number))
-    return again.order if again is not None else order
+    return order if again is None else again.order
 
 
 def position_blocks(order: Order, shard: Shard = WHOLE, start: int = 0) -> Iterator[Ids]:

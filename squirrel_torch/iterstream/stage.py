@@ -69,6 +69,8 @@ class Stage(ABC, Generic[T, U]):
     * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
       given so far, for messages.
     * `draws`: it uses random numbers.
+    * `one_to_one`: it gives exactly one item for each, in their order, and looks at no other. Such a stage may be run on the
+      items of any places of the stream: a shuffle behind it is done before it.
     * `repeats`: it may read its upstream several times in one pass.
 
     Example:
@@ -90,6 +92,11 @@ class Stage(ABC, Generic[T, U]):
     holds: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
+
+    @property
+    def one_to_one(self) -> bool:
+        """Whether it gives one item for each; a class attribute where it doesn't depend on the arguments."""
+        return False
 
     @abstractmethod
     def apply(self, items: Iterator[T]) -> Iterator[U]:

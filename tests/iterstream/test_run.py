@@ -407,8 +407,30 @@ class TestErrors:
             IterableSource(range(10)).async_map(lambda x: x).map(failing_at(6)).collect()
         assert "on item 6 of AsyncMap(" in note_of(caught.value)
         with pytest.raises(KeyError) as caught:
-            IterableSource(range(10)).shuffle(5).map(failing_at(6)).collect()
+            IterableSource(lambda: iter(range(10))).shuffle(5).map(failing_at(6)).collect()
         assert ", behind item " in note_of(caught.value)
+
+    def test_behind_a_shuffle_by_number_the_number_is_known(self):
+        for chain in (IterableSource(range(10)).shuffle(5), IterableSource(range(10)).map(int).shuffle(5).take(10).split_by_rank()):
+            with pytest.raises(KeyError) as caught:
+                chain.map(failing_at(6)).collect()
+            assert ", on item 6 of IterableSource(range of 10)" in note_of(caught.value)
+        with pytest.raises(KeyError) as caught:
+            IterableSource(range(10)).map(failing_at(6)).shuffle(5).collect()
+        assert note_of(caught.value).startswith("in stage 1 of 2, Map(")
+        assert ", on item 6 of IterableSource(range of 10)" in note_of(caught.value)
+
+        class Items:
+            def __len__(self):
+                return 10
+
+            def __getitem__(self, number):
+                return failing_at(6)(number)
+
+        with pytest.raises(KeyError) as caught:
+            IterableSource(Items()).shuffle(5).map(str).collect()
+        assert note_of(caught.value).startswith("in the source, ")
+        assert note_of(caught.value).endswith(", reading item 6")
 
     def test_in_a_thread(self):
         with pytest.raises(KeyError) as caught:

@@ -121,12 +121,24 @@ class TestSliding:
 class TestShuffle:
     @given(st.integers(0, 60), st.integers(2, 30), st.integers(1, 40), st.integers(0, 5))
     def test_a_permutation_through_a_bounded_buffer(self, items, size, initial, epoch):
-        pipeline = IterableSource(range(items)).shuffle(size, initial=initial)
+        pipeline = IterableSource(lambda: iter(range(items))).shuffle(size, initial=initial)
         order = list(pipeline.run(epoch=epoch))
         assert sorted(order) == list(range(items))
         # What leaves at place n has come in: items 0 to n + size - 1 have, at most.
         assert all(item < place + size for place, item in enumerate(order))
-        assert order == list(IterableSource(range(items)).shuffle(size, initial=initial).run(epoch=epoch))
+        source = IterableSource(lambda: iter(range(items)))
+        assert order == list(source.shuffle(size, initial=initial).run(epoch=epoch))
+
+    @given(st.integers(0, 60), st.integers(2, 30), st.integers(0, 5))
+    def test_what_has_numbers_is_permuted_as_a_whole(self, items, size, epoch):
+        pipeline = IterableSource(range(items)).map(lambda x: -x).shuffle(size)
+        order = list(pipeline.run(epoch=epoch))
+        assert sorted(order) == sorted(-x for x in range(items))
+        assert order == [-x for x in IterableSource(list(range(items))).shuffle(size).run(epoch=epoch)]
+
+    def test_the_last_item_can_come_first(self):
+        firsts = {next(IterableSource(range(50)).shuffle(2).run(epoch=epoch)) for epoch in range(300)}
+        assert len(firsts) == 50
 
     def test_seeds(self):
         def order(**arguments):

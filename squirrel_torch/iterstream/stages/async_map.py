@@ -56,6 +56,11 @@ class AsyncMap(Stage[T, U]):
     holds: ClassVar[bool] = True
     _home: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
+    @property
+    def one_to_one(self) -> bool:
+        """Unless results come as they are done, or failures are left out."""
+        return self.ordered and self.on_error == "raise"
+
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
         for name, value in (("buffer", self.buffer), ("max_workers", self.max_workers), ("chunksize", self.chunksize)):

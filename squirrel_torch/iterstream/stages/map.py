@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_callable
 from squirrel_torch.execution.numba import compiled, require_numba
@@ -24,6 +24,7 @@ class Map(Stage[T, U]):
     """`callback` of each item. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], U]
+    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
@@ -63,6 +64,7 @@ class NumbaMap(Stage[T, U]):
     """`callback` of each item, compiled by numba where it can be. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], U]
+    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
@@ -77,6 +79,7 @@ class DaskMap(Stage[T, Any]):
     """A `dask.delayed` of `callback` and each item. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], Any]
+    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)

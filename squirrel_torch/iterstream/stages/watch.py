@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_callable
 from squirrel_torch.execution import in_reader
@@ -21,6 +21,7 @@ class Tqdm(Stage[T, T]):
     """The items under a progress bar. Order: kept. Holds: nothing. State: none."""
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         from tqdm import tqdm
@@ -39,6 +40,7 @@ class Monitored(Stage[T, T]):
     window_size: int = 5
     every: float = 1.0
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
