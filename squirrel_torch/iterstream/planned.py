@@ -57,7 +57,7 @@ class Planned:
             positions: The positions, block by block.
         """
         source: Any = links[0]
-        items: Iterator[Any] = source._numbered(self.rows, (self.order.ids(block) for block in positions))
+        items: Iterator[Any] = source._numbered(self.rows, (self.order.ids(block) for block in positions), lifetime)
         for place, link in enumerate(links[: self.count]):
             entry = lifetime.opened(link, place, items)
             if link in self.data and link._stage is not None:
@@ -118,7 +118,7 @@ class Numbered(Source[Any]):
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         planned = self._planned_prefix
-        return self._numbered(planned.rows, (planned.order.ids(positions) for positions in self._positions))
+        return self._numbered(planned.rows, (planned.order.ids(positions) for positions in self._positions), lifetime)
 
     def _describe(self) -> str:
         return self._first._describe()

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from squirrel_torch.storage import Keys, ListRows, Readable, Rows
+from squirrel_torch.storage import Keys, ListRows, RangeRows, Readable, Rows
 
 __all__ = ["rows_of"]
 
+_FITS = 1 << 62
 _SNAPSHOTS = (Mapping, deque, type({}.keys()), type({}.values()), type({}.items()))
 
 
@@ -26,6 +27,8 @@ def rows_of(source: object) -> Rows | None:
         return source._by_number()
     if isinstance(source, _SNAPSHOTS):
         return ListRows(list(source))
+    if isinstance(source, range) and max(map(abs, (source.start, source.stop, source.step))) < _FITS:
+        return RangeRows(source)
     if isinstance(source, np.ndarray | torch.Tensor):
         return ListRows(source) if source.ndim else None
     if isinstance(source, Sequence) or _is_map_style(source):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, compress, count, repeat
+from itertools import chain, compress, count
 from math import inf, isclose
 from operator import length_hint
 from types import GeneratorType
@@ -22,7 +22,7 @@ from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
-from squirrel_torch.storage import Ids, PartOfRows, Readable, Rows
+from squirrel_torch.storage import Ids, NumberedBlocks, PartOfRows, Readable, Rows
 
 if TYPE_CHECKING:
     import random
@@ -58,16 +58,20 @@ class Source(Composable[T_co]):
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[T_co]:
         return super()._open(upstream, context, lifetime, shard) if self._custom else self._items(context, lifetime, shard)
 
-    def _numbered(self, rows: Rows, numbers: Iterable[Ids]) -> Iterator[T_co]:
+    def _numbered(self, rows: Rows, numbers: Iterator[Ids], lifetime: Lifetime) -> Iterator[T_co]:
         """The items of these numbers, block by block."""
-        get = rows.get
+        if rows.get is not None:
+            return self._gotten(rows.get, numbers)
+        part = PartOfRows(NumberedBlocks(rows, numbers))
+        lifetime.opened(self, 0, part.source)
+        lifetime.reads(self, part.position)
+        return part
+
+    def _gotten(self, get: Callable[[int], T_co], numbers: Iterator[Ids]) -> Iterator[T_co]:
         for ids in numbers:
             # Read by messages: the number of the item is `position` without what `left` says.
             position, left = int(ids.max()), _Numbers(ids)  # noqa: F841
-            if get is None:
-                yield from compress(rows.fetch(ids), left.counter)
-            else:
-                yield from map(get, left.numbers)
+            yield from map(get, left.numbers)
 
     def _counted(self, items: Iterator[T], lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[T]:
         """`items` reduced to `shard`, so that messages can say how many were read."""
@@ -93,11 +97,10 @@ class _Numbers:
     def __init__(self, ids: Ids) -> None:
         self._ids = ids
         self.numbers = iter(ids.tolist())
-        self.counter = repeat(True, len(ids))
 
     def __length_hint__(self) -> int:
-        left = min(length_hint(self.numbers), length_hint(self.counter))
-        return int(self._ids.max() - self._ids[max(0, len(self._ids) - left - 1)])
+        number = self._ids[max(0, len(self._ids) - length_hint(self.numbers) - 1)]
+        return int(self._ids.max() - number)
 
 
 class IterableSource(Source[T_co]):

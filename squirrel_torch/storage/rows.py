@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress, repeat
+from operator import length_hint
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "Ids", "KeyRows", "ListRows", "Rows", "StoredRows"]
+__all__ = ["Ids", "KeyRows", "ListRows", "NumberedBlocks", "RangeRows", "Rows", "StoredRows"]
 
 Ids = npt.NDArray[np.int64]
-
-Batches = Callable[[Sequence[Ids]], Iterator[Any]]
-"""Makes of the numbers of several batches these batches."""
 
 
 class Rows(ABC):
@@ -46,9 +45,11 @@ class Rows(ABC):
             raise NotImplementedError(f"{type(self).__name__} has neither get nor fetch")
         return map(self.get, ids.tolist())
 
-    def collated(self) -> Batches | None:
-        """What makes batches, each what torch's `default_collate` makes of its samples; None if samples are needed for that."""
-        return None
+    def collated(self, batches: Sequence[Ids]) -> Iterator[Any]:
+        """Batches, each what torch's `default_collate` makes of the samples of these numbers."""
+        from torch.utils.data import default_collate
+
+        return (default_collate(list(self.fetch(ids))) for ids in batches)
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -80,6 +81,26 @@ class ListRows(Rows):
 
     def fingerprint(self) -> dict[str, Any]:
         return {"rows": len(self)}
+
+
+class RangeRows(Rows):
+    """Whole numbers at equal distances: they need not be looked up.
+
+    Args:
+        numbers: Which ones.
+    """
+
+    def __init__(self, numbers: range) -> None:
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def fetch(self, ids: Ids) -> Iterator[int]:
+        return iter((ids * self._numbers.step + self._numbers.start).tolist())
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"rows": len(self), "start": self._numbers.start, "step": self._numbers.step}
 
 
 class KeyRows(ListRows):
@@ -118,3 +139,42 @@ class StoredRows(KeyRows):
     def get(self) -> Callable[[int], Any]:
         get, keys = self._get, self._keys
         return lambda number: get(keys[number])
+
+
+class NumberedBlocks:
+    """Samples of given numbers, block by block; see `store.Blocks`.
+
+    Args:
+        rows: The samples.
+        numbers: Those that are wanted.
+    """
+
+    def __init__(self, rows: Rows, numbers: Iterator[Ids]) -> None:
+        self._rows = rows
+        self._numbers = numbers
+        self._ids: Ids = np.empty(0, np.int64)
+        self._left: Iterator[bool] = iter(())
+
+    def rows(self) -> Iterator[Iterator[Any]]:
+        """The samples of each block, made as they are asked for."""
+        for ids in self._numbers:
+            self._ids, self._left = ids, repeat(True, len(ids))
+            # Nothing but a count of what is left, in C.
+            yield compress(self._rows.fetch(ids), self._left)
+
+    def position(self) -> int:
+        """The number of the sample that was given last, plus one."""
+        given = len(self._ids) - length_hint(self._left)
+        return int(self._ids[given - 1]) + 1 if given else 0
+
+    def collated(self, size: int, drop_last: bool) -> Iterator[Any]:
+        """Batches of `size` samples; see `store.PartOfRows.collated`."""
+        rest: Ids = np.empty(0, np.int64)
+        for ids in self._numbers:
+            known = np.concatenate([rest, ids]) if len(rest) else ids
+            whole = len(known) // size * size
+            rest = known[whole:]
+            if whole:
+                yield from self._rows.collated(np.split(known[:whole], range(size, whole, size)))
+        if len(rest) and not drop_last:
+            yield from self._rows.collated([rest])

@@ -28,6 +28,10 @@ _MOST_DIMENSIONS: Final = 64
 _MOST_ELEMENTS: Final = 1 << 48
 
 
+Part = slice | list[int]
+"""Some rows of a column."""
+
+
 class NotCollatableError(Exception):
     """What torch's `default_collate` would make of this column can't be had from the column."""
 
@@ -47,7 +51,7 @@ class Column(ABC):
         """The values in rows of any numbers."""
         return map(self.row, indices)
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         """What `default_collate` makes of the values in some rows of several columns of this kind, this one among them.
 
         Raises:
@@ -79,7 +83,7 @@ def columns_of(batch: pa.RecordBatch, field: Field, writable: bool) -> Column:
     return _Dicts(batch, field, writable)
 
 
-def collate(parts: Sequence[tuple[Column, slice]]) -> Any:
+def collate(parts: Sequence[tuple[Column, Part]]) -> Any:
     """What `default_collate` makes of some rows of several columns of one field.
 
     Raises:
@@ -139,7 +143,7 @@ class _Numbers(Column):
         values: list[Any] = self._values[part].tolist()
         return values
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         return torch.from_numpy(np.concatenate([one._values[part] for one, part in parts]))
 
 
@@ -168,8 +172,8 @@ class _Texts(Column):
         values: list[Any] = self._array[part].to_pylist()
         return values
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
-        return [value for one, part in parts for value in one.rows(part)]
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
+        return [value for one, part in parts for value in (one.rows if isinstance(part, slice) else one.pick)(part)]
 
 
 class _Scalars(Column):
@@ -189,7 +193,7 @@ class _Scalars(Column):
     def rows(self, part: slice) -> Iterable[Any]:
         return list(self._values[part])
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if self._values.dtype == np.uint64:  # torch makes no tensor of a list of these
             raise NotCollatableError
         return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
@@ -223,7 +227,7 @@ class _Arrays(Column):
             values if values.ndim > 1 else [value.reshape(()) for value in np.split(values, len(values))] if len(values) else []
         )
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if not self._values.dtype.isnative:  # to concatenate them would make them so
             raise NotCollatableError
         return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
@@ -251,7 +255,7 @@ class _Tensors(Column):
         # Each with memory of its own: a view would keep all of its block, also where it is pickled or shared.
         return [one.clone() for one in self._tensor(self._values[part]).unbind(0)]
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         return self._tensor(np.concatenate([one._values[part] for one, part in parts]))
 
 
@@ -338,7 +342,7 @@ class _Dicts(Column):
             return [{} for _ in range(self._length)[part]]
         return self._make(self._names, [one.rows(part) for one in self._columns])
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if any(one._names != self._names for one, _ in parts):  # keys in another order, from another shard
             raise NotCollatableError
         return {name: collate([(one._columns[place], part) for one, part in parts]) for place, name in enumerate(self._names)}
@@ -358,7 +362,7 @@ class _Tuples(Column):
             return [()] * len(range(self._length)[part])
         return list(zip(*(one.rows(part) for one in self._columns), strict=True))
 
-    def collate(self, parts: Sequence[tuple[Any, slice]]) -> Any:
+    def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if not self._columns:
             raise NotCollatableError
         batches = [collate([(one._columns[place], part) for one, part in parts]) for place in range(len(self._columns))]

@@ -36,7 +36,7 @@ from squirrel_torch.storage.shards.shard import (
 )
 from squirrel_torch.storage.store import PartOfRows, Readable
 
-__all__ = ["PartOfShards", "ReadOptions", "Selection", "ShardReader", "check_rows"]
+__all__ = ["PartOfShards", "Place", "ReadOptions", "Selection", "ShardReader", "check_rows", "places_of"]
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class _Wanted(NamedTuple):
     part: slice
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A block of which rows are picked: its shard, its number, the rows in it, where each goes in the window."""
 
     shard: int
@@ -403,7 +403,7 @@ class _SelectedRows:
         size = self._reader.window
         windows = [self._numbers[start : start + size] for start in range(0, len(self._numbers), size)]
         if not self._reader.by_ranges:
-            loaded: Iterator[list[Any]] = (self._ordered(window, self._places(window)) for window in windows)
+            loaded: Iterator[list[Any]] = (self._ordered(window, places_of(self._reader, window)) for window in windows)
         else:
             loaded = self._ordered_ahead(windows)
         for rows in loaded:
@@ -412,21 +412,7 @@ class _SelectedRows:
             del rows
             yield self._rows
 
-    def _places(self, window: Any) -> list[_Place]:
-        """Each block that is needed, in the order in which they lie."""
-        reader = self._reader
-        order = np.argsort(window, kind="stable")
-        shards = np.searchsorted(reader.starts, window[order], side="right") - 1
-        blocks, inside = np.divmod(window[order] - reader.starts[shards], reader.block_rows[shards])
-        cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(blocks) != 0)) + 1
-        begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(window)]
-        inside_list, order_list = inside.tolist(), order.tolist()
-        return [
-            _Place(int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
-            for begin, end in zip(begins, ends, strict=True)
-        ]
-
-    def _ordered(self, window: Any, places: Iterable[_Place], blocks: Iterator[Block] | None = None) -> list[Any]:
+    def _ordered(self, window: Any, places: Iterable[Place], blocks: Iterator[Block] | None = None) -> list[Any]:
         rows: list[Any] = [None] * len(window)
         for index, number, inside, order in places:
             block = self._reader.block(index, number) if blocks is None else next(blocks)
@@ -435,11 +421,11 @@ class _SelectedRows:
         return rows
 
     def _ordered_ahead(self, windows: Sequence[Any]) -> Iterator[list[Any]]:
-        places: deque[list[_Place]] = deque()
+        places: deque[list[Place]] = deque()
 
         def tasks() -> Iterator[Callable[[], Block]]:
             for window in windows:
-                places.append(self._places(window))
+                places.append(places_of(self._reader, window))
                 for index, number, *_ in places[-1]:
                     yield partial(self._reader.block, index, number)
 
@@ -447,6 +433,20 @@ class _SelectedRows:
             for window in windows:
                 first = next(blocks)  # by now its places are known
                 yield self._ordered(window, places.popleft(), chain([first], blocks))
+
+
+def places_of(reader: ShardReader, rows: Any) -> list[Place]:
+    """Each block that holds some of these rows, in the order in which they lie."""
+    order = np.argsort(rows, kind="stable")
+    shards = np.searchsorted(reader.starts, rows[order], side="right") - 1
+    blocks, inside = np.divmod(rows[order] - reader.starts[shards], reader.block_rows[shards])
+    cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(blocks) != 0)) + 1
+    begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(rows)]
+    inside_list, order_list = inside.tolist(), order.tolist()
+    return [
+        Place(int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
+        for begin, end in zip(begins, ends, strict=True)
+    ]
 
 
 def check_rows(rows: Any, count: int) -> Any:

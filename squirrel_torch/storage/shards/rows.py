@@ -7,13 +7,15 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+import torch
 import xxhash
 
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE
 from squirrel_torch.storage.rows import Ids, Rows
+from squirrel_torch.storage.shards.columns import NotCollatableError, collate
 from squirrel_torch.storage.shards.manifest import Manifest
-from squirrel_torch.storage.shards.reading import Selection, ShardReader
+from squirrel_torch.storage.shards.reading import Selection, ShardReader, places_of
 
 __all__ = ["SelectedRows", "ShardKeys", "ShardRows"]
 
@@ -71,6 +73,41 @@ class ShardRows(_OfDataset):
 
     def fetch(self, ids: Ids) -> Iterator[Any]:
         return Selection(self._reader, ids)._part(WHOLE)
+
+    def collated(self, batches: Sequence[Ids]) -> Iterator[Any]:
+        reader = self._reader()
+        if reader.by_ranges:
+            return super().collated(batches)
+        most = max(1, reader.window // max(map(len, batches)))
+        windows = (batches[start : start + most] for start in range(0, len(batches), most))
+        return chain.from_iterable(self._gathered(reader, window) for window in windows)
+
+    def _gathered(self, reader: ShardReader, batches: Sequence[Ids]) -> Iterator[Any]:
+        """Batches whose samples are read in the order in which they lie."""
+        ids = np.concatenate(batches)
+        places = places_of(reader, ids)
+        order = np.empty(len(ids), np.int64)
+        order[np.concatenate([place.order for place in places])] = np.arange(len(ids))
+        try:
+            whole = collate([(reader.block(place.shard, place.block).column, place.inside) for place in places])
+        except NotCollatableError:
+            yield from super().collated(batches)
+            return
+        begin = 0
+        for batch in batches:
+            yield _picked(whole, torch.from_numpy(order[begin : begin + len(batch)]))
+            begin += len(batch)
+
+
+def _picked(collated: Any, places: torch.Tensor) -> Any:
+    """Some samples of a batch."""
+    if isinstance(collated, torch.Tensor):
+        return collated[places]
+    if isinstance(collated, dict):
+        return {name: _picked(part, places) for name, part in collated.items()}
+    if isinstance(collated[0], str | bytes):
+        return type(collated)(collated[place] for place in places.tolist())
+    return [_picked(part, places) for part in collated]
 
 
 class ShardKeys(_OfDataset):
