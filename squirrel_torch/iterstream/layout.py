@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -11,9 +12,9 @@ from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.datapipe import is_datapipe
 from squirrel_torch.iterstream.planned import Planned, planned_prefix
-from squirrel_torch.iterstream.source import IterableSource, Mix
+from squirrel_torch.iterstream.source import Mix
 from squirrel_torch.iterstream.splits import splits_of
-from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import (
     Batched,
     RankSplit,
@@ -117,6 +118,57 @@ def _decided(links: Links) -> Layout:
             return _not_planned(links, place)
     made = (*planned.data, *links[planned.count :])
     return Layout(Mode.PLANNED, tuple(links), ordering=planned.ordering, data=made, batch=batch)
+
+
+def _not_planned(links: Links, place: int) -> Layout:
+    """The layout of a chain that is not planned because of the place `place`, or one before it."""
+    for link in links:
+        if told := _opaque(link):
+            return Layout(Mode.REPLAYED, tuple(links), link, *told)
+    cause = links[place]
+    stage = "mix" if isinstance(cause, Mix) else type(cause._stage).__name__
+    return Layout(Mode.STREAMED, tuple(links), cause, *_STREAMED.get(stage, _OTHERWISE))
+
+
+_STREAMED = {
+    "Filter": (
+        "it leaves out items, so which items make up a batch depends on all before",
+        "filter once, and write what is left into a ShardStore",
+    ),
+    "FlatMap": ("it gives any number of items for each", "flatten once, and write what comes out into a ShardStore"),
+    "Flatten": ("it gives any number of items for each", "flatten once, and write what comes out into a ShardStore"),
+    "Shuffled": (
+        "it shuffles items, since not every stage before it makes one item of each",
+        "shuffle right behind the source, or behind stages that make one item of each",
+    ),
+    "AsyncMap": (
+        "it gives items as they are done, or leaves out some that fail",
+        'take ordered=True and on_error="raise"',
+    ),
+    "Batched": ("it makes batches of batches", "make batches once"),
+    "Sliding": ("its windows share items", "write the windows into a ShardStore"),
+    "mix": ("one of its streams is not planned", "make each stream one that is planned by itself"),
+}
+_OTHERWISE = ("it may give any number of items for each", "say one_to_one = True in its class, if it gives exactly one for each")
+
+
+def _opaque(link: Composable[Any]) -> tuple[str, str] | None:
+    """Why a place has to be run again from the beginning, and what to do about it; None if it has not."""
+    if link._custom:
+        return "what it remembers is not known", "write it as a Stage with `follow`, see squirrel_torch.Stage"
+    if isinstance(link, Mix):
+        return next((told for branch in link.branches for inner in branch._links() if (told := _opaque(inner))), None)
+    stage = link._stage
+    if stage is None:
+        if planned_prefix([link], Context()) is not None:
+            return None
+        return (
+            "it gives its items one after another, and can't be started in the middle",
+            "pass something with numbers: a ShardStore, a list, a dataset with __len__ and __getitem__",
+        )
+    if stage.one_to_one or type(stage).follow is not Stage.follow:
+        return None
+    return "what it remembers is not known", "implement `follow` in its class, or say one_to_one = True"
 
 
 def _without_splits(chain: Composable[Any]) -> tuple[Links, RankSplit[Any] | None]:

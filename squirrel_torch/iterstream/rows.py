@@ -14,7 +14,7 @@ from squirrel_torch.storage import Keys, ListRows, RangeRows, Readable, Rows
 __all__ = ["rows_of"]
 
 _FITS = 1 << 62
-_SNAPSHOTS = (Mapping, deque, type({}.keys()), type({}.values()), type({}.items()))
+_SNAPSHOTS: tuple[type, ...] = (Mapping, deque, type({}.keys()), type({}.values()), type({}.items()))
 
 
 def rows_of(source: object) -> Rows | None:

@@ -153,5 +153,7 @@ def require_equal(saved: object, own: list[str], told: str) -> None:
     names = saved if isinstance(saved, list) else []
     removed = [name for name in names if name not in own]
     added = [name for name in own if name not in names]
-    changes = "; ".join(f"{word}: {', '.join(map(str, some))}" for word, some in (("removed", removed), ("added", added)) if some)
+    changes = "; ".join(
+        f"{word}: {', '.join(map(str, some))}" for word, some in (("removed", removed), ("added", added)) if some
+    )
     raise FingerprintMismatch(f"the state was saved by another chain. {changes or 'Its stages are in another order'} ({told})")

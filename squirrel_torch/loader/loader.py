@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from squirrel_torch.checks import require_epoch
-from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
 from squirrel_torch.iterstream.stages import Batched
@@ -92,7 +91,7 @@ class StreamLoader(DataLoader[T_co]):
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
         multiprocessing_context: str | BaseContext | None = None,
-        worker_init_fn: Callable[[int], object] | None = None,
+        worker_init_fn: Callable[[int], None] | None = None,
         timeout: float = 0,
         pin_memory: bool = False,
         device: torch.device | str | None = None,
@@ -114,7 +113,7 @@ class StreamLoader(DataLoader[T_co]):
         self._course: Course[Any] = _course(self._layout, tail)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
-        self._iterator: _Batches[T_co] | None = None
+        self._pass: _Batches[T_co] | None = None
         # Where the next pass begins, if that is not the beginning of an epoch; and how far the last one has come.
         self._resumed: Any = None
         self._place: Any = None
@@ -125,11 +124,11 @@ class StreamLoader(DataLoader[T_co]):
 
     def __iter__(self) -> Iterator[T_co]:  # type: ignore[override]  # no iterator of torch's own
         """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is at its end."""
-        if self._iterator is not None:
-            self._iterator.close()
+        if self._pass is not None:
+            self._pass.close()
         world = self._world()
-        self._iterator = _Batches(self, self._begin(world), world)
-        return self._iterator
+        self._pass = _Batches(self, self._begin(world), world)
+        return self._pass
 
     def _world(self) -> World:
         dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
@@ -168,8 +167,8 @@ class StreamLoader(DataLoader[T_co]):
     @property
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
-        if self._iterator is not None and self._iterator.is_open:
-            return self._iterator.epoch
+        if self._pass is not None and self._pass.is_open:
+            return self._pass.epoch
         return self._course.epoch(self._begin(self._world()))
 
     @property
@@ -181,7 +180,7 @@ class StreamLoader(DataLoader[T_co]):
 
     def _now(self, world: World) -> Any:
         """The place at which the pass that goes on has come, or the next one begins."""
-        iterator = self._iterator
+        iterator = self._pass
         return iterator.place if iterator is not None and iterator.is_open else self._begin(world)
 
     def __len__(self) -> int:
@@ -219,9 +218,9 @@ class StreamLoader(DataLoader[T_co]):
         """
         states = [state] if isinstance(state, Mapping) or not isinstance(state, Sequence) else list(state)
         self._resumed = self._course.load([unseal(one) for one in states])
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        if self._pass is not None:
+            self._pass.close()
+            self._pass = None
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -295,10 +294,14 @@ def _dataset(
         raise TypeError(f"pipeline must be a chain, such as IterableSource(...), got {pipeline!r} ({type(pipeline).__name__})")
     if batch_size is None:
         if collate_fn is not None or drop_last:
-            raise ValueError("collate_fn and drop_last need a batch_size; for a chain that makes batches they are said to batched()")
+            raise ValueError(
+                "collate_fn and drop_last need a batch_size; for a chain that makes batches they are said to batched()"
+            )
         return pipeline if isinstance(pipeline, TorchIterable) else chain.to_torch_iterable()
     if any(isinstance(link._stage, Batched) for link in chain._links()):
-        raise ValueError(f"the chain makes batches itself: leave batch_size={batch_size} out, or take batched() out of the chain")
+        raise ValueError(
+            f"the chain makes batches itself: leave batch_size={batch_size} out, or take batched() out of the chain"
+        )
     batched = chain.batched(batch_size, default_collate if collate_fn is None else collate_fn, drop_last)
     if isinstance(pipeline, TorchIterable):
         return batched.to_torch_iterable(pipeline.enforce_rank_check, pipeline.enforce_worker_check)

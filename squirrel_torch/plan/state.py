@@ -84,7 +84,9 @@ class _Limits:
         elif isinstance(value, Mapping | list | tuple):
             self._look_inside(value, depth + 1)
         elif not (value is None or kind is bool):
-            raise StateError(f"a state holds whole numbers, texts, lists and dicts; there is a {kind.__name__}: {_shown(value)}")
+            raise StateError(
+                f"a state holds whole numbers, texts, lists and dicts; there is a {kind.__name__}: {_shown(value)}"
+            )
         if self._left < 0:
             raise StateError(f"a state has at most {_MOST_BYTES} bytes, this one has more")
 

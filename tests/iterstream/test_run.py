@@ -411,7 +411,10 @@ class TestErrors:
         assert ", behind item " in note_of(caught.value)
 
     def test_behind_a_shuffle_by_number_the_number_is_known(self):
-        for chain in (IterableSource(range(10)).shuffle(5), IterableSource(range(10)).map(int).shuffle(5).take(10).split_by_rank()):
+        for chain in (
+            IterableSource(range(10)).shuffle(5),
+            IterableSource(range(10)).map(int).shuffle(5).take(10).split_by_rank(),
+        ):
             with pytest.raises(KeyError) as caught:
                 chain.map(failing_at(6)).collect()
             assert ", on item 6 of IterableSource(range of 10)" in note_of(caught.value)

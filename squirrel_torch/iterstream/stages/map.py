@@ -24,7 +24,7 @@ class Map(Stage[T, U]):
     """`callback` of each item. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], U]
-    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
+    one_to_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
@@ -64,7 +64,7 @@ class NumbaMap(Stage[T, U]):
     """`callback` of each item, compiled by numba where it can be. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], U]
-    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
+    one_to_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
@@ -79,7 +79,7 @@ class DaskMap(Stage[T, Any]):
     """A `dask.delayed` of `callback` and each item. Order: kept. Holds: nothing. State: none."""
 
     callback: Callable[[T], Any]
-    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
+    one_to_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)

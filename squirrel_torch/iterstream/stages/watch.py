@@ -21,7 +21,7 @@ class Tqdm(Stage[T, T]):
     """The items under a progress bar. Order: kept. Holds: nothing. State: none."""
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
+    one_to_one: ClassVar[bool] = True
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         from tqdm import tqdm
@@ -40,7 +40,7 @@ class Monitored(Stage[T, T]):
     window_size: int = 5
     every: float = 1.0
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    one_to_one: ClassVar[bool] = True  # type: ignore[misc]  # a constant for a property
+    one_to_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
