@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from types import FrameType, ModuleType
 
     from squirrel_torch.execution import ExecutorLike
+    from squirrel_torch.iterstream.explain import Explanation
     from squirrel_torch.iterstream.torch_composables import TorchIterable
 
 __all__ = ["ChainEnd", "Composable", "require_source"]
@@ -853,6 +854,23 @@ class Composable(DataPipe[T_co]):
                 kw,
             )
         )
+
+    def explain(self) -> Explanation:
+        """Say how this chain goes on after a stop: what decides it, what it costs, what to change for the better.
+
+        The source is looked at, and perhaps counted; no item is made.
+
+        Returns:
+            What to print. Its attributes hold the parts.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> print(IterableSource(range(10)).shuffle(10).batched(2).explain().mode)
+            planned
+        """
+        from squirrel_torch.iterstream.explain import explain
+
+        return explain(self)
 
     # -- torch --------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Layout:
         why: What that place does, in words.
         remedy: What to change to get a better mode; empty if there is nothing.
         split: The split by rank that was written into it, if one was.
+        split_at: The index in `links` before which the first split was written, if one was.
         ordering: Of a planned chain, the source and the stages that order and choose.
         data: Of a planned chain, all other stages.
         batch: The stage that makes batches, if a planned chain has one.
@@ -64,6 +65,7 @@ class Layout:
     why: str = ""
     remedy: str = ""
     split: RankSplit[Any] | None = None
+    split_at: int | None = None
     ordering: tuple[Composable[Any], ...] = ()
     data: tuple[Composable[Any], ...] = ()
     batch: Batched[Any] | None = field(default=None)
@@ -101,8 +103,8 @@ def layout_of(chain: Composable[Any]) -> Layout:
     Raises:
         ShardingError: If it is split in a place where the splits can't be taken over: inside a pipe of torch.
     """
-    links, split = _without_splits(chain)
-    return replace(_decided(links), split=split)
+    links, split, split_at = _without_splits(chain)
+    return replace(_decided(links), split=split, split_at=split_at)
 
 
 def _decided(links: Links) -> Layout:
@@ -149,7 +151,10 @@ _STREAMED = {
     "Sliding": ("its windows share items", "write the windows into a ShardStore"),
     "mix": ("one of its streams is not planned", "make each stream one that is planned by itself"),
 }
-_OTHERWISE = ("it may give any number of items for each", "say one_to_one = True in its class, if it gives exactly one for each")
+_OTHERWISE = (
+    "it may give any number of items for each",
+    "say one_to_one = True in its class, if it gives exactly one for each",
+)
 
 
 def _opaque(link: Composable[Any]) -> tuple[str, str] | None:
@@ -171,32 +176,35 @@ def _opaque(link: Composable[Any]) -> tuple[str, str] | None:
     return "what it remembers is not known", "implement `follow` in its class, or say one_to_one = True"
 
 
-def _without_splits(chain: Composable[Any]) -> tuple[Links, RankSplit[Any] | None]:
-    """The places of a chain that do not divide it, and its split by rank."""
+def _without_splits(chain: Composable[Any]) -> tuple[Links, RankSplit[Any] | None, int | None]:
+    """The places of a chain that do not divide it, its split by rank, and before which of these places it is first split."""
     links: Links = []
     split: RankSplit[Any] | None = None
+    split_at: int | None = None
     for link in chain._links():
         if isinstance(link, Mix):
-            link, inner = _mix_without_splits(link)
-            split = split or inner
+            link, split = _mix_without_splits(link)
         elif is_datapipe(link.source) and not isinstance(link.source, Composable) and splits_of(link):
             raise ShardingError(
-                f"{link._describe()} is divided inside a pipe of torch, where the split can't be taken over: split behind the pipe"
+                f"{link._describe()} is divided inside a pipe of torch, where the split can't be taken over: "
+                "split behind the pipe"
             )
         if link._custom or not isinstance(link._stage, SplitStage):
             links.append(link)
-        elif isinstance(link._stage, RankSplit):
+            continue
+        split_at = len(links) if split_at is None else split_at
+        if isinstance(link._stage, RankSplit):
             split = link._stage
-    return links, split
+    return links, split, split_at
 
 
 def _mix_without_splits(mix: Mix[Any]) -> tuple[Mix[Any], RankSplit[Any] | None]:
     if not splits_of(mix):
         return mix, None
-    splits_and_branches = [_without_splits(branch) for branch in mix.branches]
+    stripped = [_without_splits(branch) for branch in mix.branches]
     mix = _copy(mix)
-    mix.branches = [_chained(links) for links, _ in splits_and_branches]
-    return mix, next((split for _, split in splits_and_branches if split), None)
+    mix.branches = [_chained(links) for links, _, _ in stripped]
+    return mix, next((split for _, split, _ in stripped if split), None)
 
 
 def _chained(links: Links) -> Composable[Any]:

@@ -19,7 +19,7 @@ from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.iterstream.stages import AutoSplit, RankSplit, WorkerSplit
 from squirrel_torch.sharding import WHOLE, CarriedShard, Shard, carry_rank, rank_shard, worker_shard
 
-__all__ = ["SplitByRank", "SplitByWorker", "TorchIterable"]
+__all__ = ["SplitByRank", "SplitByWorker", "TorchIterable", "place_of_split"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -87,6 +87,17 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
         self.source = source
         return self
 
+    @property
+    def chain(self) -> Composable[T_co]:
+        """The chain that it ends.
+
+        Raises:
+            PipelineError: If there is none.
+        """
+        if self.source is None:
+            raise PipelineError("a TorchIterable without a chain: end a chain with to_torch_iterable()")
+        return self.source
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank."""
         require_epoch(epoch)
@@ -95,10 +106,8 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
 
     def __iter__(self) -> Run[T_co]:
         """Start a pass over this process's share."""
-        if self.source is None:
-            raise PipelineError("a TorchIterable without a chain: end a chain with to_torch_iterable()")
         rank, worker = rank_shard(carried=self._carried), worker_shard()
-        return Run(self._sharded(self.source, rank, worker), partial(self._epochs.claim, rank.index))
+        return Run(self._sharded(self.chain, rank, worker), partial(self._epochs.claim, rank.index))
 
     def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
         """The places of the chain, with a split among them if there was none."""
@@ -115,7 +124,7 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
             own = shard.within(own)
         links = source._links()
         if own.count > 1:
-            place = _place_of_split(links)
+            place = place_of_split(links)
             self._log_once(links, place, rank, worker)
             links.insert(place, Composable(stage=AutoSplit(own)))
         return links
@@ -181,8 +190,12 @@ def _moves_only(link: Composable[Any]) -> bool:
     return link._stage is not None and link._stage.moves_only
 
 
-def _place_of_split(links: Sequence[Composable[Any]]) -> int:
-    """The index in `links` at which a split belongs."""
+def place_of_split(links: Sequence[Composable[Any]]) -> int:
+    """The index in `links` at which a split belongs.
+
+    Raises:
+        ShardingError: If that can't be known.
+    """
     place = 1
     while place < len(links) and _moves_only(links[place]):
         place += 1

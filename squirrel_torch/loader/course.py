@@ -43,6 +43,9 @@ class Hands(Protocol):
     def receive(self, worker: int) -> Any:
         """The next (ticket, batch) of a worker, waited for; `END` behind the last."""
 
+    def close(self) -> None:
+        """End what goes on."""
+
 
 class Course(ABC, Generic[P]):
     """The epochs of a chain, and the places in them. A place is never changed.
@@ -73,6 +76,10 @@ class Course(ABC, Generic[P]):
         Raises:
             TypeError: If it has no length.
         """
+
+    def dropped(self, place: P, world: World) -> int:
+        """How many samples of the epoch no rank gets."""
+        return 0
 
     @abstractmethod
     def deliver(self, place: P, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[P, Any]]:

@@ -38,7 +38,7 @@ def on_device(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory
 
 
 def _ahead(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: bool) -> Iterator[tuple[T, Any]]:
-    stream = torch.cuda.Stream(device)
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
     def copied(batch: Any) -> tuple[Any, torch.cuda.Event]:
         with torch.cuda.stream(stream):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar, get_args
+from weakref import ref
 
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -109,26 +110,32 @@ class StreamLoader(DataLoader[T_co]):
             persistent_workers=persistent_workers,
         )
         self.device = None if device is None else torch.device(device)
-        self._layout = layout_of(dataset.source)
+        self._layout = layout_of(dataset.chain)
         self._course: Course[Any] = _course(self._layout, tail)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
-        self._pass: _Batches[T_co] | None = None
-        # Where the next pass begins, if that is not the beginning of an epoch; and how far the last one has come.
+        self._pass: ref[_Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
+        # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come, if not to its end.
         self._resumed: Any = None
         self._place: Any = None
         self._next_epoch = 0
-        self._static: dict[str, Any] | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[T_co]:  # type: ignore[override]  # no iterator of torch's own
-        """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is at its end."""
-        if self._pass is not None:
-            self._pass.close()
+        """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is closed."""
+        self._leave()
         world = self._world()
-        self._pass = _Batches(self, self._begin(world), world)
-        return self._pass
+        self._place = self._begin(world)
+        batches = _Batches(self, self._place, world)
+        self._pass = ref(batches)
+        return batches
+
+    def _leave(self) -> None:
+        """End the pass that goes on."""
+        batches = None if self._pass is None else self._pass()
+        if batches is not None:
+            batches.close()
 
     def _world(self) -> World:
         dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
@@ -148,10 +155,10 @@ class StreamLoader(DataLoader[T_co]):
         self._place, self._resumed = place, None
         self._next_epoch = self._course.epoch(place) + 1
 
-    def _finished(self, epoch: int) -> None:
-        self._resumed = None
+    def _finished(self, epoch: int, dropped: int) -> None:
+        self._place = self._resumed = None
         self._next_epoch = epoch + 1
-        if dropped := self.dropped:
+        if dropped:
             _log.info("%d samples of epoch %d were left out: they make no batch for each rank (tail='drop')", dropped, epoch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,26 +169,24 @@ class StreamLoader(DataLoader[T_co]):
         require_epoch(epoch)
         if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
             self._resumed = None
+        if self._place is not None and self._course.epoch(self._place) != epoch:
+            self._place = None
         self._next_epoch = epoch
 
     @property
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
-        if self._pass is not None and self._pass.is_open:
-            return self._pass.epoch
-        return self._course.epoch(self._begin(self._world()))
+        return self._course.epoch(self._now(self._world()))
 
     @property
     def dropped(self) -> int:
         """How many samples of the epoch are left out at its end, as `tail` and `drop_last` have it."""
         world = self._world()
-        course = self._course
-        return course.dropped(self._now(world), world) if isinstance(course, PlannedCourse) else 0
+        return self._course.dropped(self._now(world), world)
 
     def _now(self, world: World) -> Any:
-        """The place at which the pass that goes on has come, or the next one begins."""
-        iterator = self._pass
-        return iterator.place if iterator is not None and iterator.is_open else self._begin(world)
+        """The place to which the last pass has come, or where the next one begins if it came to its end."""
+        return self._begin(world) if self._place is None else self._place
 
     def __len__(self) -> int:
         """How many batches this rank gets in the epoch: all of it, also where a pass begins in the middle.
@@ -217,10 +222,9 @@ class StreamLoader(DataLoader[T_co]):
             FingerprintMismatch: If it was saved with another dataset or another chain; it says what differs.
         """
         states = [state] if isinstance(state, Mapping) or not isinstance(state, Sequence) else list(state)
-        self._resumed = self._course.load([unseal(one) for one in states])
-        if self._pass is not None:
-            self._pass.close()
-            self._pass = None
+        resumed = self._course.load([unseal(one) for one in states])
+        self._leave()
+        self._resumed, self._place = resumed, None
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -254,33 +258,44 @@ class _Batches(Iterator[T_co]):
     """One pass of a loader."""
 
     def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
+        course = loader._course
         self._loader = loader
-        self.place = place
-        self.epoch = loader._course.epoch(place)
+        self._epoch = course.epoch(place)
+        self._dropped = course.dropped(place, world)
         self._hands = loader._hands()
         self._keeps = loader.persistent_workers
-        self.is_open = True
-        delivered = loader._course.deliver(place, world, self._hands, loader._seeds(self.epoch, world))
+        self._is_open = True
+        self._after: Exception | None = None  # None: it came to its end
+        delivered = course.deliver(place, world, self._hands, loader._seeds(self._epoch, world))
         device = loader.device
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
 
     def __next__(self) -> T_co:
-        if not self.is_open:
-            raise StopIteration
+        if not self._is_open:
+            raise StopIteration if self._after is None else self._after
         try:
-            self.place, batch = next(self._delivered)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, StopIteration):
-                self._loader._finished(self.epoch)
+            place, batch = next(self._delivered)
+        except StopIteration:
+            self._end(None)
+            self._loader._finished(self._epoch, self._dropped)
             raise
-        self._loader._delivered(self.place)
-        return batch
+        except Exception as error:
+            self._end(error)
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self._loader._delivered(place)
+        delivered: T_co = batch
+        return delivered
 
     def close(self) -> None:
-        """End the pass."""
-        if self.is_open:
-            self.is_open = False
+        """End the pass before its last batch."""
+        self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
+
+    def _end(self, after: Exception | None) -> None:
+        if self._is_open:
+            self._is_open, self._after = False, after
             if not self._keeps:
                 self._hands.close()
 
@@ -289,7 +304,7 @@ def _dataset(
     pipeline: object, batch_size: int | None, collate_fn: Callable[[list[Any]], Any] | None, drop_last: bool
 ) -> TorchIterable[Any]:
     """The chain, its batches included, as torch's DataLoader wants it."""
-    chain = pipeline.source if isinstance(pipeline, TorchIterable) else pipeline
+    chain: object = pipeline.source if isinstance(pipeline, TorchIterable) else pipeline
     if not isinstance(chain, Composable):
         raise TypeError(f"pipeline must be a chain, such as IterableSource(...), got {pipeline!r} ({type(pipeline).__name__})")
     if batch_size is None:

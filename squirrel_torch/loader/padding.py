@@ -36,7 +36,7 @@ def with_mask(batch: Any, mask: torch.Tensor) -> Any:
         return Padded(batch, mask)
     if MASK in batch:
         raise PipelineError(
-            f'tail="pad" puts the mask of padded samples under {MASK!r}, and the batch has a {type(batch[MASK]).__name__} there: '
-            "give the field of the samples another name"
+            f'tail="pad" puts the mask of padded samples under {MASK!r}, and the batch has something there '
+            f"({type(batch[MASK]).__name__}): give that field of the samples another name"
         )
     return {**batch, MASK: mask}

@@ -17,6 +17,7 @@ from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import PlannedWork
 from squirrel_torch.plan import Deal, Tail
 from squirrel_torch.plan.state import whole
+from squirrel_torch.storage import Rows
 
 __all__ = ["Place", "PlannedCourse"]
 
@@ -91,7 +92,6 @@ class PlannedCourse(Course[Place]):
         return None if steps is None else place.step + steps
 
     def dropped(self, place: Place, world: World) -> int:
-        """How many samples of the epoch no rank gets."""
         return self.deal(place, world).dropped
 
     def deliver(self, place: Place, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[Place, Any]]:
@@ -132,5 +132,5 @@ class PlannedCourse(Course[Place]):
     def difference(self, data: dict[str, Any]) -> str:
         return self._rows().difference(data)
 
-    def _rows(self) -> Any:
+    def _rows(self) -> Rows:
         return self.planned(0 if self._known is None else self._known[0]).rows

@@ -16,7 +16,7 @@ from squirrel_torch.iterstream.layout import Layout
 from squirrel_torch.iterstream.planned import Numbered, Planned
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.stage import Stage
-from squirrel_torch.iterstream.stages import ZipIndex
+from squirrel_torch.iterstream.stages import Batched, ZipIndex
 from squirrel_torch.plan import Deal
 from squirrel_torch.storage import Ids
 
@@ -76,7 +76,8 @@ class PlannedWork:
             )
         steps = self.deal.steps(self.rank)
         own = range(worker, sys.maxsize if steps is None else steps, count)
-        with Run(self._links(layout, planned, own), lambda: self.epoch) as run:
+        run: Run[Any] = Run(self._links(layout, planned, own), lambda: self.epoch)
+        with run:
             for step in own:
                 # Not zip: what comes behind the last batch is looked at too.
                 batch = next(run, _END)
@@ -94,8 +95,8 @@ class PlannedWork:
             stage = link._stage
             if isinstance(stage, ZipIndex):
                 link = _with_stage(link, _ZippedPositions(stage, partial(self._positions, own)))
-            elif stage is layout.batch and stage is not None:
-                link = _with_stage(link, replace(layout.batch, size=self.deal.batch, drop_last=False))
+            elif isinstance(stage, Batched) and stage is layout.batch:
+                link = _with_stage(link, replace(stage, size=self.deal.batch, drop_last=False))
             links.append(link)
         return links
 

@@ -53,7 +53,7 @@ class Rows(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Some plain JSON values by which other samples are told from these, in some 200 bytes; "rows" is how many there are."""
+        """Plain JSON values by which other samples are told from these, some 200 bytes; "rows" is how many there are."""
 
     def difference(self, fingerprint: dict[str, Any]) -> str:
         """What has changed since `fingerprint` was taken, in words."""
