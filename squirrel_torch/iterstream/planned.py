@@ -15,7 +15,7 @@ from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import IterableSource, Source
 from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
-from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, permutation_key
+from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, Windowed, permutation_key
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, Rows
 
@@ -157,12 +157,12 @@ def _shuffled(order: Order, rows: Rows, stage: Shuffled[Any], context: Context) 
         return None  # an endless stream, or reading in any order would cost too much: through a buffer
     key = permutation_key(stage.seed, context.epoch, context.path)
     groups = rows.groups
-    if groups is None or True:
+    if groups is None:
         return Applied(Permuted(order.length, key), order)
     if isinstance(order, Straight):
-        return Windowed(tuple(groups.tolist()), stage.size, key)
+        return Windowed(groups, stage.size, key)
     # What is left of the files when some has been taken or skipped: one run of neighbours.
-    return Applied(Windowed((order.length,), stage.size, key), order)
+    return Applied(Windowed(np.array([order.length]), stage.size, key), order)
 
 
 def _pass(order: Order, before: Sequence[Composable[Any]], context: Context, number: int) -> Order:
