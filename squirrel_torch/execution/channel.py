@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Channel", "ChannelClosed", "SharedMemory"]
+__all__ = ["Channel", "ChannelClosed", "SharedMemory", "dumps", "offsets_of"]
 
 _LARGE: Final = 16_384
 """Buffers of so many bytes go through shared memory."""
@@ -109,26 +109,7 @@ class Channel:
             ChannelClosed: If the other side is gone.
             Exception: Whatever pickling raises; nothing has been sent then.
         """
-        buffers: list[memoryview] = []
-
-        def keep(buffer: pickle.PickleBuffer) -> bool:
-            view = buffer.raw()
-            if view.nbytes < _LARGE:
-                return True
-            buffers.append(view)
-            return False
-
-        try:
-            data = _plain_dumps(message, keep)
-        except Exception as first:  # noqa: BLE001  # raised below, if cloudpickle can't either
-            buffers.clear()
-            import cloudpickle
-
-            try:
-                data = cloudpickle.dumps(message, 5, keep)
-            except Exception as error:
-                buffers.clear()
-                raise first from error  # the first error says it in pickle's well-known words
+        data, buffers = dumps(message)
         try:
             self._write(data, buffers)
         except (OSError, EOFError) as error:
@@ -148,7 +129,7 @@ class Channel:
 
     def _place(self, buffers: Sequence[memoryview]) -> int:
         """Copy the buffers into the memory; which way they go."""
-        offsets, end = _offsets([view.nbytes for view in buffers])
+        offsets, end = offsets_of([view.nbytes for view in buffers])
         how = _MEMORY
         if self._out is None or self._out.size < end:
             if end > self._room:
@@ -194,7 +175,7 @@ class Channel:
         sizes = struct.unpack_from(f"<{count}Q", data, 9)
         if how == _MEMORY and self._in is not None:
             shared = self._in.bytes
-            offsets, _ = _offsets(sizes)
+            offsets, _ = offsets_of(sizes)
             buffers: list[Any] = [shared[offset : offset + size].copy() for offset, size in zip(offsets, sizes, strict=True)]
         else:
             buffers = [bytearray(self._connection.recv_bytes()) for _ in sizes]
@@ -209,7 +190,7 @@ class Channel:
         self._out = self._in = None
 
 
-def _offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+def offsets_of(sizes: Sequence[int]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
@@ -245,6 +226,33 @@ def _tensor(flat: npt.NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, .
     if not flat.nbytes:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(flat if flat.flags.writeable else flat.copy()).view(dtype).reshape(shape)
+
+
+def dumps(message: Any, large: int = _LARGE) -> tuple[bytes, list[memoryview]]:
+    """`message` pickled, and apart from it the bytes of arrays and tensors that have at least `large` of them.
+
+    Raises:
+        Exception: Whatever pickling raises, if cloudpickle can't do it either.
+    """
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < large:
+            return True
+        buffers.append(view)
+        return False
+
+    try:
+        return _plain_dumps(message, keep), buffers
+    except Exception as first:  # noqa: BLE001  # raised below, if cloudpickle can't either
+        buffers.clear()
+        import cloudpickle
+
+        try:
+            return cloudpickle.dumps(message, 5, keep), buffers
+        except Exception as error:
+            raise first from error  # the first error says it in pickle's well-known words
 
 
 def _plain_dumps(message: Any, keep: Callable[[pickle.PickleBuffer], bool]) -> bytes:

@@ -25,7 +25,7 @@ from squirrel_torch.execution.call import Call, Outcome
 from squirrel_torch.execution.carry import Carried, carry_failures
 from squirrel_torch.execution.channel import Channel, ChannelClosed, SharedMemory
 
-__all__ = ["DUMP_SIGNAL", "NO_ITEM", "Control", "serve"]
+__all__ = ["DUMP_SIGNAL", "NO_ITEM", "Control", "die_with", "seed_generators", "serve"]
 
 NO_ITEM: Final = -1
 DUMP_SIGNAL: Final = getattr(signal, "SIGUSR1", None)
@@ -113,7 +113,7 @@ def serve(connection: Connection, other: Connection | None, parent: int, start: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # callbacks may start processes of their own
-    _die_with(parent)
+    die_with(parent)
     control = Control(recv_handle(connection))
     control.take_stacks()
     channel = Channel(connection, parent)
@@ -140,14 +140,19 @@ def _answer(channel: Channel, outcome: Outcome) -> None:
 
 def _prepared(start: Any, seed: int) -> Call:
     torch.set_num_threads(1)  # as in the workers of a DataLoader: the processes are beside each other already
-    random.seed(seed)
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFF_FFFF)  # the generator that callbacks use without asking
+    seed_generators(seed)
     call: Call
     call, initializer, initargs = pickle.loads(start) if isinstance(start, bytes) else start  # noqa: S301  # of the parent
     if initializer is not None:
         initializer(*initargs)
     return call
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of this process, which callbacks use without asking."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
 
 
 def _worked_on(channel: Channel, call: Call, control: Control) -> Outcome | None:
@@ -187,11 +192,16 @@ def _sendable(outcome: Outcome) -> Outcome:
     return checked
 
 
-def _die_with(parent: int) -> None:
-    """Let this process end when the parent does, however that ends and whatever this one is doing."""
+def die_with(parent: int, thread: bool = True) -> None:
+    """Let this process end when the parent does, however that ends and whatever this one is doing.
+
+    Args:
+        parent: Its process id.
+        thread: End already when the thread of the parent ends that has started this process.
+    """
     watcher = threading.Thread(target=_die_with_parent, name="squirrel_torch_parent", daemon=True)
     watcher.start()
-    if sys.platform == "linux" and os.getppid() == parent:  # behind a fork server the watcher has to do
+    if thread and sys.platform == "linux" and os.getppid() == parent:  # behind a fork server the watcher has to do
         with suppress(OSError, AttributeError):
             # PR_SET_PDEATHSIG: when the thread ends that started this process, which it does with its last chunk.
             ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))

@@ -23,6 +23,7 @@ __all__ = [
     "graph_state",
     "is_datapipe",
     "iterated_by_dataloader",
+    "iterated_by_stateful_loader",
     "pipes_behind",
     "pipes_in",
     "plain_state",
@@ -46,6 +47,7 @@ else:
                     setattr(cls, name, _unhooked(cls.__dict__[name]))
 
 
+_FRAMES = 6
 _BOOKKEEPING = frozenset(
     ("_valid_iterator_id", "_snapshot_state", "_fast_forward_iterator", "_profile_name", "_number_of_samples_yielded")
 )
@@ -109,6 +111,17 @@ def iterated_by_dataloader(pipe: Any, caller: FrameType | None) -> bool:
     if worker is None or not isinstance(worker.dataset, _IterDataPipeSerializationWrapper):
         return False
     return any(part is pipe for part in pipes_behind(worker.dataset._datapipe))
+
+
+def iterated_by_stateful_loader(caller: FrameType | None) -> bool:
+    """Whether `caller`, the frame that asks a dataset for its iterator, does so for torchdata's StatefulDataLoader."""
+    for _ in range(_FRAMES):
+        if caller is None:
+            return False
+        if caller.f_globals.get("__name__", "").startswith("torchdata.stateful_dataloader"):
+            return True
+        caller = caller.f_back
+    return False
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

@@ -59,6 +59,10 @@ class EpochCounter:
         self._passes[token] = passes + 1
         return _take(row, first + passes)
 
+    def passed(self, rank: int, epoch: int) -> None:
+        """Say that a pass of this number goes on elsewhere: the next one that is claimed is at least the one after it."""
+        _take(self._rows[rank % _RANKS], epoch)
+
     def set(self, epoch: int, rank: int | None) -> None:
         """Give the next pass of a rank this number, or of all ranks. Called in the main process, between passes."""
         rows = self._rows if rank is None else self._rows[rank % _RANKS :][:1]

@@ -8,7 +8,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any
 
-from squirrel_torch.errors import ShardingError
+from squirrel_torch.errors import FingerprintMismatch, ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.datapipe import is_datapipe
 from squirrel_torch.iterstream.planned import Planned, planned_prefix
@@ -22,7 +22,7 @@ from squirrel_torch.iterstream.stages import (
     ZipIndex,
 )
 
-__all__ = ["Layout", "Mode", "layout_of", "signature"]
+__all__ = ["Layout", "Mode", "layout_of", "require_same_chain", "signature"]
 
 Links = list[Composable[Any]]
 
@@ -81,6 +81,18 @@ class Layout:
 def signature(links: Sequence[Composable[Any]]) -> list[str]:
     """What decides the order of a stream, a text for each place: stages and their plain arguments, no callables."""
     return [_signed(link) for link in links]
+
+
+def require_same_chain(saved: object, own: list[str]) -> None:
+    """Raise FingerprintMismatch, with what differs, unless a signature that was saved is the own one."""
+    if saved == own:
+        return
+    names = [str(name) for name in saved] if isinstance(saved, list) else []
+    kinds = (("removed", [name for name in names if name not in own]), ("added", [name for name in own if name not in names]))
+    changes = "; ".join(f"{word}: {', '.join(some)}" for word, some in kinds if some) or "its stages are in another order"
+    raise FingerprintMismatch(
+        f"the state was saved by another chain; {changes} (saved: {' > '.join(names)}; now: {' > '.join(own)})"
+    )
 
 
 def _signed(link: Composable[Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from squirrel_torch.checks import require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.base import ChainEnd, Composable
+from squirrel_torch.iterstream.datapipe import iterated_by_stateful_loader
 from squirrel_torch.iterstream.epochs import EpochCounter
+from squirrel_torch.iterstream.resumable import ResumableRun
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Split
@@ -104,10 +107,13 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
         rank = rank_shard(carried=self._carried)
         self._epochs.set(epoch, rank.index if rank.count > 1 else None)
 
-    def __iter__(self) -> Run[T_co]:
-        """Start a pass over this process's share."""
+    def __iter__(self) -> Iterator[T_co]:
+        """Start a pass over this process's share; for a StatefulDataLoader one that can be saved and loaded."""
         rank, worker = rank_shard(carried=self._carried), worker_shard()
-        return Run(self._sharded(self.chain, rank, worker), partial(self._epochs.claim, rank.index))
+        links, claim = self._sharded(self.chain, rank, worker), partial(self._epochs.claim, rank.index)
+        if iterated_by_stateful_loader(sys._getframe(1)):
+            return ResumableRun(links, claim, partial(self._epochs.passed, rank.index), rank, worker)
+        return Run(links, claim)
 
     def _sharded(self, source: Composable[T_co], rank: Shard, worker: Shard) -> list[Composable[Any]]:
         """The places of the chain, with a split among them if there was none."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from squirrel_torch.errors import FingerprintMismatch, StateError
-from squirrel_torch.iterstream.layout import Layout, signature
+from squirrel_torch.iterstream.layout import Layout, require_same_chain, signature
 from squirrel_torch.loader.work import Work
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
-__all__ = ["END", "Course", "Hands", "World", "require_equal"]
+__all__ = ["END", "Course", "Hands", "World"]
 
 P = TypeVar("P")
 
@@ -43,8 +43,11 @@ class Hands(Protocol):
     def receive(self, worker: int) -> Any:
         """The next (ticket, batch) of a worker, waited for; `END` behind the last."""
 
+    def leave(self) -> None:
+        """Leave the pass that goes on."""
+
     def close(self) -> None:
-        """End what goes on."""
+        """End what goes on, for good."""
 
 
 class Course(ABC, Generic[P]):
@@ -139,28 +142,11 @@ class Course(ABC, Generic[P]):
         mode, chain, data = content.get("mode"), content.get("chain"), content.get("data")
         if mode != self.layout.mode.value:
             raise FingerprintMismatch(
-                f"the state was saved by a {mode} chain, this one is {self.layout.mode.value}: {self._chains(chain)}"
+                f"the state was saved by a {mode} chain, this one is {self.layout.mode.value}: {chain!r:.500}; now {self.chain}"
             )
-        require_equal(chain, self.chain, self._chains(chain))
+        require_same_chain(chain, self.chain)
         own = self.data()
         if data != own:
             if not isinstance(data, dict) or own is None:
                 raise FingerprintMismatch(f"the state was saved with another kind of source: {data!r} instead of {own!r}")
             raise FingerprintMismatch(f"the dataset is not the one that the state was saved with: {self.difference(data)}")
-
-    def _chains(self, chain: object) -> str:
-        saved = " > ".join(map(str, chain)) if isinstance(chain, list) else repr(chain)
-        return f"saved: {saved}; now: {' > '.join(self.chain)}"
-
-
-def require_equal(saved: object, own: list[str], told: str) -> None:
-    """Raise FingerprintMismatch unless the chain that was saved is the own one."""
-    if saved == own:
-        return
-    names = saved if isinstance(saved, list) else []
-    removed = [name for name in names if name not in own]
-    added = [name for name in own if name not in names]
-    changes = "; ".join(
-        f"{word}: {', '.join(map(str, some))}" for word, some in (("removed", removed), ("added", added)) if some
-    )
-    raise FingerprintMismatch(f"the state was saved by another chain. {changes or 'Its stages are in another order'} ({told})")

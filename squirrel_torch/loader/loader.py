@@ -22,6 +22,7 @@ from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
 from squirrel_torch.loader.work import Serve
+from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
 from squirrel_torch.plan.state import seal, unseal
 from squirrel_torch.sharding import WHOLE, rank_shard
@@ -298,6 +299,8 @@ class _Batches(Iterator[T_co]):
             self._is_open, self._after = False, after
             if not self._keeps:
                 self._hands.close()
+            elif after is not None:
+                self._hands.leave()
 
 
 def _dataset(

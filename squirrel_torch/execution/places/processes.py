@@ -30,7 +30,7 @@ from squirrel_torch.execution.places.crew import Crew
 from squirrel_torch.execution.watch import Lost, attend
 from squirrel_torch.execution.work import Deliver
 
-__all__ = ["processes"]
+__all__ = ["one_at_a_time", "portable_bytes", "processes", "start_process"]
 
 _numbers = count()
 
@@ -64,11 +64,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _one_at_a_time(gate: LocalGate) -> Iterator[None]:
+def one_at_a_time(gate: LocalGate | None = None) -> Iterator[None]:
     """Start one process at a time, so that none inherits what belongs to another that is being started."""
     lock = _starting
     while not lock.acquire(timeout=_LOOK / 20):
-        if gate.closed:
+        if gate is not None and gate.closed:
             raise ChannelClosed
     try:
         yield
@@ -112,13 +112,19 @@ class _Recipe:
             return self._start
         with self._lock:
             if self._bytes is None:
-                try:
-                    self._bytes = pickle.dumps(self._start)
-                except Exception:  # noqa: BLE001  # cloudpickle says why if it can't either
-                    import cloudpickle
-
-                    self._bytes = cloudpickle.dumps(self._start)
+                self._bytes = portable_bytes(self._start)
             return self._bytes
+
+
+def portable_bytes(things: Any) -> bytes:
+    """`things` pickled, by cloudpickle where pickle can't."""
+    try:
+        return pickle.dumps(things)
+    except Exception:  # noqa: BLE001  # cloudpickle says why if it can't either
+        import cloudpickle
+
+        data: bytes = cloudpickle.dumps(things)
+        return data
 
 
 class _ProcessRunner:
@@ -243,7 +249,7 @@ class _Child:
         except OSError as error:
             raise PipelineError(f"a process for async_map needs a page of memory to share, and has none: {error}") from None
         try:
-            with _one_at_a_time(gate):
+            with one_at_a_time(gate):
                 here, there = context.Pipe()
                 self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
                     target=serve,
@@ -251,7 +257,7 @@ class _Child:
                     name=f"squirrel_torch_process_{number}",
                     daemon=True,
                 )
-                _start(self.process)
+                start_process(self.process)
                 there.close()
                 self.channel = Channel(here, self.process.pid or 0)
                 _children.add(self)
@@ -338,7 +344,7 @@ class _Child:
         self.kill()
 
 
-def _start(process: Any) -> None:
+def start_process(process: Any) -> None:
     """Start a process also where multiprocessing would not let one: in a worker of a DataLoader, which is a daemon itself.
 
     It forbids that because such children may outlive their parent; ours see to it that they don't.
