@@ -84,6 +84,7 @@ def uniforms(seed: Seed, epoch: int, path: Path, block: int, size: int = BLOCK) 
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def uniform_blocks(seed: Seed, epoch: int, path: Path) -> Iterator[npt.NDArray[np.float64]]:
-    """All blocks of `uniforms`, one after the other, without end."""
-    return (uniforms(seed, epoch, path, block) for block in count())
+def uniform_blocks(seed: Seed, epoch: int, path: Path, start: int = 0) -> Iterator[npt.NDArray[np.float64]]:
+    """The draws of `uniforms` from number `start` on, in blocks, one after the other, without end."""
+    first, offset = divmod(start, BLOCK)
+    return (uniforms(seed, epoch, path, block)[offset if block == first else 0 :] for block in count(first))

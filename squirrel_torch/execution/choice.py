@@ -25,7 +25,7 @@ from squirrel_torch.execution.places.processes import processes
 from squirrel_torch.execution.tuning import MOST_BUFFER, MOST_WORKERS
 from squirrel_torch.execution.work import Deliver, Place
 
-__all__ = ["Recipe", "check_executor", "choose_place", "portable_executor"]
+__all__ = ["Recipe", "check_executor", "choose_place", "is_coroutine", "portable_executor"]
 
 _NAMES = ("thread", "process", "numba")
 _FIRST_GUESS = 2
@@ -57,7 +57,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _is_coroutine(callback: Callable[..., Any]) -> bool:
+def is_coroutine(callback: Callable[..., Any]) -> bool:
     """Whether `callback` is an `async def`, or an object whose call is one."""
     while isinstance(callback, partial):
         callback = callback.func
@@ -86,7 +86,7 @@ def check_executor(executor: Any, callback: Callable[..., Any], max_workers: obj
             'executor must be None, "thread", "process", "numba", the address of a dask scheduler, a '
             f"concurrent.futures.Executor or a dask.distributed.Client, got {executor!r} ({type(executor).__name__})"
         )
-    if executor is not None and _is_coroutine(callback):
+    if executor is not None and is_coroutine(callback):
         raise ValueError(
             f"{describe_callable(callback)} is a coroutine function: it runs on an event loop of its own, without executor, "
             f"got executor={executor!r}"
@@ -154,7 +154,7 @@ def choose_place(
     Raises:
         ExecutorLostError: If it is a live executor of another process that can't be replaced.
     """
-    if _is_coroutine(call.callback):
+    if is_coroutine(call.callback):
         workers = 4 * _FIRST_GUESS if max_workers == "auto" else max_workers
         most = MOST_BUFFER if buffer == "auto" else buffer
         return lambda gate, deliver: Coroutines(call, workers, most, gate, deliver)

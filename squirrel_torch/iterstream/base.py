@@ -242,6 +242,10 @@ class Composable(DataPipe[T_co]):
         if isinstance(stage, SplitStage):
             lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
             return upstream.part(shard.within(stage.shard()))
+        if stage.wanted is not None:
+            from squirrel_torch.iterstream.tracked import followed
+
+            return shard.of(followed([*upstream.links, self], upstream.context, lifetime))
         planned = self._planned(upstream, lifetime, shard) if stage.moves_only else None
         return shard.of(stage.start(upstream, context)) if planned is None else planned
 
@@ -255,7 +259,8 @@ class Composable(DataPipe[T_co]):
         planned = planned_prefix(links, upstream.context)
         if planned is None or planned.count < len(links):
             return None
-        return planned.open(links, upstream.context, lifetime, position_blocks(planned.order, shard))
+        numbers = (planned.order.ids(positions) for positions in position_blocks(planned.order, shard))
+        return planned.open(links, upstream.context, lifetime, numbers)
 
     def _open_view(self, upstream: Upstream[Any]) -> Iterator[Any]:
         if not self._custom:

@@ -11,10 +11,10 @@ from typing import Any
 from squirrel_torch.errors import FingerprintMismatch, ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.datapipe import is_datapipe
-from squirrel_torch.iterstream.planned import Planned, planned_prefix
+from squirrel_torch.iterstream.planned import Planned, is_opaque, planned_prefix
 from squirrel_torch.iterstream.source import Mix
 from squirrel_torch.iterstream.splits import splits_of
-from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import (
     Batched,
     RankSplit,
@@ -183,7 +183,7 @@ def _opaque(link: Composable[Any]) -> tuple[str, str] | None:
             "it gives its items one after another, and can't be started in the middle",
             "pass something with numbers: a ShardStore, a list, a dataset with __len__ and __getitem__",
         )
-    if stage.one_to_one or type(stage).follow is not Stage.follow:
+    if not is_opaque(link):
         return None
     return "what it remembers is not known", "implement `follow` in its class, or say one_to_one = True"
 

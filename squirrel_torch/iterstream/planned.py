@@ -16,10 +16,11 @@ from squirrel_torch.iterstream.source import IterableSource, Source
 from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
 from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, Windowed, permutation_key
+from squirrel_torch.seeding import DEFAULT_SEED, Seed
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, Rows
 
-__all__ = ["Numbered", "Planned", "planned_prefix", "position_blocks"]
+__all__ = ["Numbered", "Planned", "is_opaque", "planned_prefix", "position_blocks", "seed_before"]
 
 _FIRST_BLOCK: Final = 64
 _BLOCK: Final = 4096
@@ -46,18 +47,18 @@ class Planned:
     data: tuple[Composable[Any], ...] = ()
 
     def open(
-        self, links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, positions: Iterable[Ids]
+        self, links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, numbers: Iterator[Ids]
     ) -> Iterator[Any]:
-        """The items at some positions.
+        """The items of some numbers.
 
         Args:
             links: The places of the chain.
             context: The epoch, and the path of the chain.
             lifetime: Closes what is opened.
-            positions: The positions, block by block.
+            numbers: The numbers, block by block.
         """
         source: Any = links[0]
-        items: Iterator[Any] = source._numbered(self.rows, (self.order.ids(block) for block in positions), lifetime)
+        items: Iterator[Any] = source._numbered(self.rows, numbers, lifetime)
         for place, link in enumerate(links[: self.count]):
             entry = lifetime.opened(link, place, items)
             if link in self.data and link._stage is not None:
@@ -81,7 +82,7 @@ def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planne
     ordering, data = [links[0]], []
     for place, link in enumerate(links[1:], start=1):
         stage = None if link._custom else link._stage
-        if stage is not None and stage.one_to_one:
+        if stage is not None and stage.one_to_one and stage.wanted is None:
             data.append(link)
             continue
         further = None if stage is None else _further(order, rows, stage, links[:place], context)
@@ -107,7 +108,7 @@ class Numbered(Source[Any]):
         super().__init__(first)
         self._first = first
         self._site = first._site
-        self._planned_prefix = planned
+        self.planned = planned
         self._before = draws
         self._positions = positions
 
@@ -116,9 +117,17 @@ class Numbered(Source[Any]):
         """How many places it stands for draw random numbers."""
         return self._before
 
+    def numbers(self) -> Iterator[Ids]:
+        """The numbers of its items, block by block."""
+        return (self.planned.order.ids(positions) for positions in self._positions)
+
+    @property
+    def seed(self) -> Seed:
+        """The seed that callbacks behind it go by."""
+        return seed_before(self.planned.ordering)
+
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
-        planned = self._planned_prefix
-        return self._numbered(planned.rows, (planned.order.ids(positions) for positions in self._positions), lifetime)
+        return self._numbered(self.planned.rows, self.numbers(), lifetime)
 
     def _describe(self) -> str:
         return self._first._describe()
@@ -172,6 +181,22 @@ def _pass(order: Order, before: Sequence[Composable[Any]], context: Context, num
     draws = sum(link._draws or link._repeats for link in before)
     again = planned_prefix(before, context.below("pass", draws, number))
     return order if again is None else again.order
+
+
+def is_opaque(link: Composable[Any]) -> bool:
+    """Whether what a stage remembers is not known, so that it has to be run again from the beginning."""
+    stage = link._stage
+    if link._custom or stage is None:
+        return True
+    return not stage.one_to_one and not stage.repeats and type(stage).follow is Stage.follow
+
+
+def seed_before(links: Iterable[Composable[Any]]) -> Seed:
+    """The seed of the last of `links` that has one."""
+    seed: Seed = DEFAULT_SEED
+    for link in links:
+        seed = getattr(link if link._stage is None else link._stage, "seed", seed)
+    return seed
 
 
 def position_blocks(order: Order, shard: Shard = WHOLE, start: int = 0) -> Iterator[Ids]:

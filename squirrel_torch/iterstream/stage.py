@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Flag, auto
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from squirrel_torch.describe import describe_call
 from squirrel_torch.portable import by_value, from_portable, importable, to_portable
@@ -15,13 +16,20 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+from squirrel_torch.iterstream.keyed import Keys, Wanted
 from squirrel_torch.iterstream.report import StageReport
-from squirrel_torch.seeding import Path, Seed, uniform_blocks
+from squirrel_torch.seeding import DEFAULT_SEED, Path, Seed, uniform_blocks
 
-__all__ = ["Context", "Split", "Stage"]
+__all__ = ["Context", "Following", "Id", "Split", "Stage", "Step"]
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+Id: TypeAlias = "int | tuple[Any, ...]"
+"""Names an item by how it came about: the number of the sample, or a tuple of ids and numbers."""
+
+Step: TypeAlias = "tuple[Id, Any]"
+"""An item and its id."""
 
 
 class Split(Flag):
@@ -48,9 +56,32 @@ class Context:
         """Where `stage` may say what it sees: one for the whole run, also if a loop starts the stage again."""
         return self.reports.setdefault(id(stage), StageReport(stage.describe(), about=stage))
 
-    def uniforms(self, seed: Seed) -> Iterator[npt.NDArray[np.float64]]:
-        """Blocks of numbers in [0, 1) that belong to this stage in this epoch, without end."""
-        return uniform_blocks(seed, self.epoch, self.path)
+    def uniforms(self, seed: Seed, start: int = 0) -> Iterator[npt.NDArray[np.float64]]:
+        """Blocks of numbers in [0, 1) that belong to this stage in this epoch, from number `start` on, without end."""
+        return uniform_blocks(seed, self.epoch, self.path, start)
+
+
+@dataclass(frozen=True)
+class Following:
+    """What a stage is told by a run that keeps track of each item.
+
+    Args:
+        context: Where the stage stands.
+        below: The states of the places before it, as they are now.
+        remake: The items that the place before it gave under some ids, made again.
+        seed: Of the last place before it that has one.
+        number: How many stages before it ask for generators.
+    """
+
+    context: Context
+    below: Callable[[], list[Any]]
+    remake: Callable[[Sequence[Id]], list[Any]]
+    seed: Seed = DEFAULT_SEED
+    number: int = 0
+
+    def keys(self, wanted: Wanted) -> Keys:
+        """Makes the generators that the callback of the stage asks for."""
+        return Keys(wanted, self.seed, self.context.epoch, (*self.context.path, "callback", self.number))
 
 
 class Stage(ABC, Generic[T, U]):
@@ -69,6 +100,7 @@ class Stage(ABC, Generic[T, U]):
     * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
       given so far, for messages.
     * `draws`: it uses random numbers.
+    * `remembers`: what `follow` keeps in its memory: names, each with "count", "counts", "flag", "id" or "ids".
     * `one_to_one`: it gives exactly one item for each, in their order, and looks at no other. Such a stage may be run on the
       items of any places of the stream: a shuffle behind it is done before it.
     * `repeats`: it may read its upstream several times in one pass.
@@ -93,6 +125,13 @@ class Stage(ABC, Generic[T, U]):
     draws: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
 
+    remembers: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The generator that its callback asks for, if it has one that does."""
+        return None
+
     @property
     def one_to_one(self) -> bool:
         """Whether it gives one item for each; a class attribute where it doesn't depend on the arguments."""
@@ -105,6 +144,46 @@ class Stage(ABC, Generic[T, U]):
     def start(self, upstream: Iterable[T], context: Context) -> Iterator[U]:
         """Like `apply`, for stages that read their upstream several times or need their context."""
         return self.apply(iter(upstream))
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        """Like `start`, for a run that can be gone on with: items travel with their ids.
+
+        What a stage has to know to go on is in `memory`, and only there: local variables are lost. It is filled before each
+        ``yield``, and holds what `remembers` says, plain JSON types; items are never in it, their ids are. A run that goes on
+        hands over the memory as it was at some ``yield``, and steps that begin behind those that had been pulled.
+
+        This one is for stages that are `one_to_one`. Others that don't implement it are run again from the beginning.
+
+        Args:
+            steps: (id, item) of the stage before.
+            memory: Empty at the beginning.
+            following: Where the stage stands, and how to make items again.
+
+        Yields:
+            (id, item): an item that is passed on keeps its id; one that is made of several has the tuple of their ids, one
+            of several that are made of one has (id, place).
+        """
+        ids: deque[Id] = deque()
+
+        def items() -> Iterator[T]:
+            for own, item in steps:
+                ids.append(own)
+                yield item
+
+        for item in self.start(items(), following.context):
+            yield ids.popleft(), item
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        """The items that it gave under these ids, made again.
+
+        This one is for stages that are `one_to_one`, and for those that pass on items as they are.
+
+        Raises:
+            ReplayMismatch: If one can't be made any more.
+            StateError: If an id can't be one of its.
+        """
+        items = following.remake(ids)
+        return list(self.start(iter(items), following.context)) if self.one_to_one else items
 
     def describe(self) -> str:
         """The stage as one would write it, callables by their name."""

@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from squirrel_torch.checks import require_epoch
+from squirrel_torch.checks import require_at_least, require_epoch
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
 from squirrel_torch.iterstream.stages import Batched
@@ -21,6 +21,7 @@ from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
+from squirrel_torch.loader.streamed import StreamedCourse
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
@@ -59,6 +60,9 @@ class StreamLoader(DataLoader[T_co]):
             mask)`. "drop": all ranks make the same steps with as many samples each, the rest is left out; `dropped` says how
             many. By default "drop" where the chain is planned, where it is not only "exact" can be had.
         drop_last: With `batch_size`: leave out a last batch that is not full, as `batched` does by default.
+        streams: Into how many streams a chain that is not planned is dealt, over all ranks. It decides the order of its items,
+            and there can be no more ranks times workers than streams with something to do. By default 12 or more; as many as
+            there are workers on all ranks where each has to read the source from its beginning.
         prefetch_factor: Batches that each worker makes ahead, 2 by default.
         persistent_workers: Keep the workers from epoch to epoch.
         multiprocessing_context: How workers are started: "fork", "spawn", "forkserver" or a context.
@@ -90,6 +94,7 @@ class StreamLoader(DataLoader[T_co]):
         *,
         tail: Tail | None = None,
         drop_last: bool = False,
+        streams: int | None = None,
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
         multiprocessing_context: str | BaseContext | None = None,
@@ -98,6 +103,8 @@ class StreamLoader(DataLoader[T_co]):
         pin_memory: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
+        if streams is not None:
+            require_at_least("streams", streams, 1)
         dataset = _dataset(pipeline, batch_size, collate_fn, drop_last)
         super().__init__(
             dataset,
@@ -112,7 +119,7 @@ class StreamLoader(DataLoader[T_co]):
         )
         self.device = None if device is None else torch.device(device)
         self._layout = layout_of(dataset.chain)
-        self._course: Course[Any] = _course(self._layout, tail)
+        self._course: Course[Any] = _course(self._layout, tail, streams)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
         self._pass: ref[_Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
@@ -326,9 +333,14 @@ def _dataset(
     return batched.to_torch_iterable()
 
 
-def _course(layout: Layout, tail: Tail | None) -> Course[Any]:
+def _course(layout: Layout, tail: Tail | None, streams: int | None) -> Course[Any]:
     if tail is not None and tail not in get_args(Tail):
         raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {tail!r}")
     if layout.mode is Mode.PLANNED:
         return PlannedCourse(layout, tail or "drop")
-    raise NotImplementedError
+    if tail not in (None, "exact"):
+        raise ValueError(
+            f"tail={tail!r} needs a planned chain, whose number of samples is known, and this one is {layout.mode.value}: "
+            'leave tail out, or say "exact"; pipeline.explain() says what to change'
+        )
+    return StreamedCourse(layout, streams)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -25,7 +25,9 @@ from squirrel_torch.execution import (
     portable_executor,
 )
 from squirrel_torch.iterstream.report import StageReport
-from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.iterstream.following import Followed, Progress, Pulled
+from squirrel_torch.iterstream.keyed import Wanted, wanted_by
+from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 
 __all__ = ["AsyncMap"]
 
@@ -54,6 +56,7 @@ class AsyncMap(Stage[T, U]):
     on_error: Literal["raise", "skip"] | Callable[[Exception, T], object] = "raise"
     max_failures: int | Fraction | None = None
     holds: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {"done": "count", "given": "counts"}
     _home: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
     @property
@@ -63,6 +66,7 @@ class AsyncMap(Stage[T, U]):
 
     def __post_init__(self) -> None:
         require_callable("callback", self.callback)
+        self.__dict__["_wanted"] = wanted_by(self.callback)
         for name, value in (("buffer", self.buffer), ("max_workers", self.max_workers), ("chunksize", self.chunksize)):
             if value != "auto" and not (value is None and name == "max_workers"):
                 require_at_least(name, value, 1)
@@ -98,10 +102,50 @@ class AsyncMap(Stage[T, U]):
         report = context.report(self)
         return self._results(iter(upstream), report)
 
-    def _results(self, items: Iterator[T], report: StageReport) -> Iterator[U]:
+    @property
+    def wanted(self) -> Wanted | None:
+        wanted: Wanted | None = self.__dict__.get("_wanted")
+        return wanted
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        progress = Progress(memory, following.below)
+        keys = None if self.wanted is None else following.keys(self.wanted)
+        report = following.context.report(self)
+        results: Iterator[Any] = self._results(progress.pulled(steps), report, Followed.of(self, keys), progress.passed)
+        for number, own, result in results:
+            progress.passed_number(number)
+            yield own, result
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        if not ids:
+            return []
+        strict = replace(self, ordered=True, on_error="raise", max_failures=None)
+        strict.__dict__["_home"] = self._home  # the process in which a live executor was given
+        steps = zip(ids, following.remake(ids), strict=True)
+        return [item for _, item in strict.follow(steps, {}, replace(following, below=list))]
+
+    def _results(
+        self,
+        items: Iterator[T],
+        report: StageReport,
+        callback: Callable[..., Any] | None = None,
+        passed: Callable[[Any], object] = id,
+    ) -> Iterator[U]:
+        """The results.
+
+        Args:
+            items: What the callback is called with.
+            report: Told what becomes of them.
+            callback: Takes the place of the stage's own.
+            passed: Told of each item that is left out.
+        """
         position, asking = 0, False  # read by messages: results given so far; whether the stages before were asked
         policy = Policy(self.timeout, self.retries, self.retry_on, self.backoff, stops=self.on_error == "raise")
-        place = choose_place(self.executor, Call(self.callback, policy), self.max_workers, self.buffer, self._home)
+        call = Call(self.callback if callback is None else callback, policy)
+        executor, workers = self.executor, self.max_workers
+        if executor == "numba" and callback is not None:
+            executor, workers = None, workers or 1  # it is compiled already, as far as it can be
+        place = choose_place(executor, call, workers, self.buffer, self._home)
         chunksize = None if self.chunksize == "auto" else self.chunksize
         tuner = Tuner.of(self.max_workers, self.buffer, report.chosen)
         with Flow(
@@ -117,7 +161,7 @@ class AsyncMap(Stage[T, U]):
                         yield values.pop()
                         position += 1
                 if failures:
-                    for value in self._surviving(chunk, report):
+                    for value in self._surviving(chunk, report, passed):
                         yield value
                         position += 1
                         del value
@@ -134,7 +178,7 @@ class AsyncMap(Stage[T, U]):
                 asking = True  # noqa: F841  # as said above
                 raise flow.error
 
-    def _surviving(self, chunk: Chunk, report: StageReport) -> Iterator[U]:
+    def _surviving(self, chunk: Chunk, report: StageReport, passed: Callable[[Any], object]) -> Iterator[U]:
         """The results of a chunk, up to a failure that ends the stream; others are counted on the way."""
         seen, begin = report.items, 0
         for number, (offset, _) in enumerate(chunk.outcome.failures):
@@ -142,6 +186,7 @@ class AsyncMap(Stage[T, U]):
             begin = offset - number
             report.items = seen + offset + 1
             self._failed(chunk, number, report)
+            passed(chunk.items[offset])
         yield from chunk.outcome.values[begin:]
         report.items = seen + chunk.outcome.count
 
@@ -157,7 +202,7 @@ class AsyncMap(Stage[T, U]):
             kind = type(error).__name__
             report.kinds[kind] = report.kinds.get(kind, 0) + 1
             if callable(self.on_error):
-                self.on_error(error, item)
+                self.on_error(error, item.item if isinstance(item, Pulled) else item)
             elif report.kinds[kind] == 1:
                 what = f"{kind}: {error}"
                 _log.warning("%s skips %s: %s; more of this kind are only counted", report.stage, describe_item(item), what)

@@ -1,7 +1,7 @@
 """Several items in, one list out: batches and sliding windows."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count, islice
@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from torch.utils.data import default_collate
 
 from squirrel_torch.checks import require_at_least, require_callable
-from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.errors import StateError
+from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.storage import PartOfRows
 
 __all__ = ["Batched", "Sliding"]
@@ -53,6 +54,26 @@ class Batched(Stage[T, Any]):
                 return
             yield batch if collate is None else collate(batch)
 
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        size, collate = self.size, self.collation_fn
+        while batch := list(islice(steps, size)):
+            if self.drop_last and len(batch) < size:
+                return
+            items = [item for _, item in batch]
+            yield tuple([own for own, _ in batch]), items if collate is None else collate(items)
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        return [batch if self.collation_fn is None else self.collation_fn(batch) for batch in _members(self, ids, following)]
+
+
+def _members(stage: Stage[Any, Any], ids: Sequence[Id], following: Following) -> Iterator[list[Any]]:
+    """The items of each group, made again; None where the group has None."""
+    if not all(isinstance(own, tuple) for own in ids):
+        raise StateError(f"{next(own for own in ids if not isinstance(own, tuple))!r:.80} is no id of an item of {stage.describe()}")
+    known = dict.fromkeys(member for own in ids if isinstance(own, tuple) for member in own if member is not None)
+    items = dict(zip(known, following.remake(list(known)), strict=True))
+    return ([None if member is None else items[member] for member in own] for own in ids if isinstance(own, tuple))
+
 
 @dataclass(frozen=True)
 class Sliding(Stage[T, list[T | None]]):
@@ -70,6 +91,7 @@ class Sliding(Stage[T, list[T | None]]):
     fill: bool = False
     needs_whole: ClassVar[bool | None] = True
     holds: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {"held": "ids"}
 
     def __post_init__(self) -> None:
         require_at_least("window_size", self.size, 1)
@@ -91,3 +113,28 @@ class Sliding(Stage[T, list[T | None]]):
             for _ in range(min(self.stride, len(window))):
                 window.popleft()
             window.extend(islice(items, self.size - len(window)))
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        copy = deepcopy if self.deepcopy else list
+        smallest = self.size if self.drop_last else 1 if self.fill else self.min_size
+        held: list[Id] = memory.get("held", [])
+        window: deque[Step] = deque(zip(held, following.remake(held), strict=True))
+        if "held" in memory:  # the window that was given last
+            self._advance(window, steps)
+        else:
+            window.extend(islice(steps, self.size))
+        while window and len(window) >= smallest:
+            ids = [own for own, _ in window]
+            memory["held"] = ids
+            missing = [None] * (self.size - len(window) if self.fill else 0)
+            yield (*ids, *missing), copy([*(item for _, item in window), *missing])
+            self._advance(window, steps)
+
+    def _advance(self, window: deque[Step], steps: Iterator[Step]) -> None:
+        for _ in range(min(self.stride, len(window))):
+            window.popleft()
+        window.extend(islice(steps, self.size - len(window)))
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        copy = deepcopy if self.deepcopy else list
+        return [copy(window) for window in _members(self, ids, following)]

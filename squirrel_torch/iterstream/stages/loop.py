@@ -1,13 +1,13 @@
 """Several passes over one upstream."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import PipelineError
-from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.iterstream.stage import Context, Following, Stage, Step
 
 __all__ = ["Loop"]
 
@@ -21,6 +21,7 @@ class Loop(Stage[T, T]):
     times: int | None = None
     moves_only: ClassVar[bool] = True
     repeats: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {"pass": "count", "gave": "flag"}
 
     def __post_init__(self) -> None:
         if self.times is not None:
@@ -32,6 +33,18 @@ class Loop(Stage[T, T]):
 
     def start(self, upstream: Iterable[T], context: Context) -> Iterator[T]:
         return self._passes(upstream)
+
+    def follow(self, steps: Any, memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        """See `Stage.follow`; `steps` gives one pass after the other."""
+        first = memory.get("pass", 0)
+        gave = memory.get("gave", False)
+        for number in count(first) if self.times is None else range(first, self.times):
+            for step in steps.of_pass(number):
+                memory["pass"], memory["gave"], gave = number, True, True
+                yield step
+            if not gave:
+                return
+            gave = False
 
     def _passes(self, upstream: Iterable[T]) -> Iterator[T]:
         for _ in count() if self.times is None else range(self.times):

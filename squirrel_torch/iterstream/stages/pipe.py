@@ -1,12 +1,13 @@
 """Any function from an iterator to an iterator, as a stage."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_at_least, require_callable
-from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.iterstream.stage import Following, Id, Stage, Step
+from squirrel_torch.iterstream.stages.map import pair_of
 
 __all__ = ["Piped", "ZipIndex"]
 
@@ -51,6 +52,7 @@ class ZipIndex(Stage[T, tuple[int | str, T]]):
     pad_length: int | None = None
     needs_whole: ClassVar[bool | None] = True
     moves_only: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {"next": "count"}
 
     def __post_init__(self) -> None:
         if self.pad_length is not None:
@@ -58,6 +60,19 @@ class ZipIndex(Stage[T, tuple[int | str, T]]):
 
     def apply(self, items: Iterator[T]) -> Iterator[tuple[int | str, T]]:
         return enumerate(items) if self.pad_length is None else self._padded(items, self.pad_length)
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        for index, (own, item) in enumerate(steps, memory.get("next", 0)):
+            memory["next"] = index + 1
+            yield (own, index), (self._written(index), item)
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        pairs = [pair_of(self, own) for own in ids]
+        items = following.remake([own for own, _ in pairs])
+        return [(self._written(index), item) for (_, index), item in zip(pairs, items, strict=True)]
+
+    def _written(self, index: int) -> int | str:
+        return index if self.pad_length is None else str(index).zfill(self.pad_length)
 
     def _padded(self, items: Iterator[T], length: int) -> Iterator[tuple[str, T]]:
         for index, item in enumerate(items):

@@ -1,14 +1,14 @@
 """Shuffling a stream through a buffer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from squirrel_torch.checks import require_at_least
-from squirrel_torch.iterstream.stage import Context, Stage
+from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.seeding import DEFAULT_SEED, Seed
 
 __all__ = ["Shuffled"]
@@ -30,6 +30,13 @@ class Shuffled(Stage[T, T]):
     moves_only: ClassVar[bool] = True
     holds: ClassVar[bool] = True
     draws: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {
+        "held": "ids",
+        "grown": "count",
+        "full": "flag",
+        "drawn": "count",
+        "ending": "flag",
+    }
 
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 2)
@@ -64,3 +71,54 @@ class Shuffled(Stage[T, T]):
         rest = chain.from_iterable(context.below("rest").uniforms(self.seed))
         for place in np.argsort(np.fromiter(rest, np.float64, len(buffer)), kind="stable").tolist():
             yield buffer[place]
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        context, size = following.context, self.size
+        held: list[Id] = memory.setdefault("held", [])
+        buffer = following.remake(held) if held else []
+        if not memory.get("ending"):
+            if not memory.get("full"):
+                if not held:
+                    self._fill(held, buffer, islice(steps, min(self.initial, size)))
+                yield from self._growing(steps, memory, context.below("growing"), held, buffer)
+            draws = memory.get("drawn", 0)
+            places = ((block * size).astype(np.int64).tolist() for block in context.uniforms(self.seed, draws))
+            for place, (own, item) in zip(chain.from_iterable(places), steps):  # noqa: B905  # they never end, as above
+                given = held[place], buffer[place]
+                held[place], buffer[place] = own, item
+                draws += 1
+                memory["drawn"] = draws
+                yield given
+            rest = chain.from_iterable(context.below("rest").uniforms(self.seed))
+            order = np.argsort(np.fromiter(rest, np.float64, len(buffer)), kind="stable").tolist()
+            order.reverse()  # the end of a list is where items leave it for nothing
+            held[:], buffer = [held[place] for place in order], [buffer[place] for place in order]
+            memory["ending"] = True
+        while held:
+            yield held.pop(), buffer.pop()
+
+    def _fill(self, held: list[Id], buffer: list[Any], steps: Iterable[Step]) -> None:
+        for own, item in steps:
+            held.append(own)
+            buffer.append(item)
+
+    def _growing(
+        self, steps: Iterator[Step], memory: dict[str, Any], context: Context, held: list[Id], buffer: list[Any]
+    ) -> Iterator[Step]:
+        """Until the buffer is full: two come in for each that leaves."""
+        drawn = memory.get("grown", 0)
+        growing = chain.from_iterable(block.tolist() for block in context.uniforms(self.seed, drawn))
+        for own, item in steps if len(buffer) < self.size else ():
+            held.append(own)
+            buffer.append(item)
+            if len(buffer) == self.size:
+                break
+            place = int(next(growing) * len(buffer))
+            given = held[place], buffer[place]
+            held[place], buffer[place] = held[-1], buffer[-1]
+            del held[-1], buffer[-1]
+            self._fill(held, buffer, islice(steps, 1))
+            drawn += 1
+            memory["grown"] = drawn
+            yield given
+        memory["full"] = True

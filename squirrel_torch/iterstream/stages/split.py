@@ -1,11 +1,12 @@
 """A rank's and a worker's share of the stream."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
-from squirrel_torch.iterstream.stage import Split, Stage
+from squirrel_torch.iterstream.stage import Following, Split, Stage, Step
 from squirrel_torch.sharding import WHOLE, CarriedShard, Shard, carry_rank, rank_shard, worker_shard
 
 __all__ = ["AutoSplit", "RankSplit", "SplitStage", "WorkerSplit"]
@@ -21,6 +22,7 @@ class SplitStage(Stage[T, T]):
     """
 
     moves_only: ClassVar[bool] = True
+    remembers: ClassVar[Mapping[str, str]] = {"next": "count"}
 
     @abstractmethod
     def shard(self) -> Shard:
@@ -28,6 +30,12 @@ class SplitStage(Stage[T, T]):
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         return self.shard().of(items)
+
+    def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
+        shard = self.shard()
+        begin = (shard.index - memory.get("next", 0)) % shard.count
+        memory["next"] = (shard.index + 1) % shard.count  # of the item behind each that is given
+        yield from islice(steps, begin, None, shard.count)
 
 
 @dataclass(frozen=True)

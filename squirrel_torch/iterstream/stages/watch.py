@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_callable
 from squirrel_torch.execution import in_reader
-from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.iterstream.stage import Following, Id, Stage
 from squirrel_torch.metrics import Meter, MetricsConf
 
 __all__ = ["Monitored", "Tqdm"]
@@ -28,6 +28,9 @@ class Tqdm(Stage[T, T]):
 
         with tqdm(items, **self.kwargs) as bar:
             yield from bar
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        return following.remake(ids)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Monitored(Stage[T, T]):
         if not (self.conf.iops or self.conf.throughput):
             return items
         return self._measured(items)
+
+    def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
+        return following.remake(ids)
 
     def _measured(self, items: Iterator[T]) -> Iterator[T]:
         meter = self._meter()

@@ -1,0 +1,181 @@
+"""Mixes in a tracked run: which stream gives the next item is arithmetic, and each stream is a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+from squirrel_torch.errors import StateError
+from squirrel_torch.iterstream.levels import Level, Memory
+from squirrel_torch.iterstream.multiplexer import Multiplexer
+from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.source import IterableSamplerSource, Mix, pick
+from squirrel_torch.iterstream.stage import Context, Id, Step
+
+__all__ = ["MixedLevel"]
+
+Opener = Callable[..., Level]
+
+
+class _Branch:
+    """A stream of a mix: how often it was exhausted, and the run that goes on."""
+
+    def __init__(self, opener: Opener, branch: Any, index: int, context: Context, lifetime: Lifetime, memory: Memory) -> None:
+        self._opener = opener
+        self._branch = branch
+        self._index = index
+        self._context = context
+        self._outer = lifetime
+        self.passes: int = memory.get("passes", 0)
+        self.alive: bool = memory.get("alive", True)
+        self._open(memory.get("states"))
+
+    def _open(self, states: list[Any] | None) -> None:
+        self._lifetime = self._outer.child(f"branch {self._index}")
+        own = self._context.below("branch", self._index, self.passes)
+        self._level = self._opener(self._branch._links(), own, self._lifetime, states)
+        self.steps = self._level.steps() if self.alive else iter(())
+
+    def again(self) -> None:
+        """It is exhausted, and starts anew."""
+        self._lifetime.close("closed")
+        self.passes += 1
+        self._open(None)
+
+    def end(self) -> None:
+        """It is exhausted, and stays so."""
+        self.passes += 1
+        self.alive = False
+
+    def remake(self, ids: Sequence[Id]) -> list[Any]:
+        return self._level.remake(ids)
+
+    def memory(self) -> Memory:
+        """Plain JSON types."""
+        return {"passes": self.passes, "alive": self.alive, "states": self._level.snapshot() if self.alive else None}
+
+    def leave(self, kind: Any, error: Any, traceback: object) -> None:
+        self._lifetime.__exit__(kind, error, traceback)
+
+
+class MixedLevel(Level):
+    """A mix. Ids are (branch, id there).
+
+    Args:
+        mix: An IterableSamplerSource or a Multiplexer.
+        context: Its own.
+        lifetime: Closes what is opened.
+        memory: "drawn": how many draws were used; "turn": whose turn it is; "branches": what each stream remembers.
+        opener: Opens the levels of a branch.
+    """
+
+    REMEMBERS: ClassVar[Mapping[str, str]] = {"drawn": "count", "turn": "count", "branches": "any"}
+
+    def __init__(self, mix: Mix[Any], context: Context, lifetime: Lifetime, memory: Memory, opener: Opener) -> None:
+        super().__init__(memory)
+        self._mix = mix
+        self._context = context
+        saved = memory.pop("branches", None) or [{} for _ in mix.branches]
+        self._branches = [
+            _Branch(opener, branch, index, context, lifetime, told)
+            for index, (branch, told) in enumerate(zip(mix.branches, saved, strict=True))
+        ]
+        lifetime.opened(mix, 0)
+
+    @staticmethod
+    def check(mix: Mix[Any], memory: Memory, check_state: Callable[..., None]) -> None:
+        """Raise StateError unless a memory can be one of `mix`."""
+        told = memory.get("branches")
+        if not isinstance(told, list) or len(told) != len(mix.branches):
+            raise StateError(f"{mix._describe()} remembers {len(mix.branches)} streams, got {told!r:.60}")
+        for branch, one in zip(mix.branches, told, strict=True):
+            sound = isinstance(one, dict) and one.keys() == {"passes", "alive", "states"} and type(one["alive"]) is bool
+            if not sound or type(one["passes"]) is not int or one["passes"] < 0:
+                raise StateError(f"a stream of {mix._describe()} remembers passes, alive and states, got {one!r:.60}")
+            check_state(branch._links(), one["states"])
+
+    def snapshot(self) -> list[Memory]:
+        return [{**self.memory, "branches": [branch.memory() for branch in self._branches]}]
+
+    def remake(self, ids: Sequence[Id]) -> list[Any]:
+        wanted: dict[int, list[int]] = {}
+        for index, own in enumerate(ids):
+            sound = isinstance(own, tuple) and len(own) == 2 and type(own[0]) is int and 0 <= own[0] < len(self._branches)
+            if not sound:
+                raise StateError(f"{own!r:.80} is no id of an item of {self._mix._describe()}")
+            wanted.setdefault(own[0], []).append(index)  # type: ignore[index]  # a tuple, by the line above
+        items: list[Any] = [None] * len(ids)
+        for branch, indices in wanted.items():
+            made = self._branches[branch].remake([ids[index][1] for index in indices])  # type: ignore[index]  # as above
+            for index, item in zip(indices, made, strict=True):
+                items[index] = item
+        return items
+
+    def steps(self) -> Iterator[Step]:
+        mix = self._mix
+        kind: BaseException | None = None
+        try:
+            if isinstance(mix, IterableSamplerSource):
+                yield from self._sampled(mix)
+            elif isinstance(mix, Multiplexer) and mix._draws:
+                yield from self._drawn(mix)
+            else:
+                yield from self._in_turn()
+        except BaseException as error:
+            kind = error
+            raise
+        finally:
+            for branch in self._branches:
+                branch.leave(type(kind) if kind is not None else None, kind, None)
+
+    def _draws(self, seed: Any) -> Iterator[float]:
+        blocks = self._context.uniforms(seed, self.memory.get("drawn", 0))
+        return chain.from_iterable(block.tolist() for block in blocks)
+
+    def _sampled(self, mix: IterableSamplerSource[Any]) -> Iterator[Step]:
+        memory, draws = self.memory, self._draws(mix.seed)
+        drawn = memory.get("drawn", 0)
+        alive = [index for index, branch in enumerate(self._branches) if branch.alive]
+        while alive:
+            index = alive[pick([mix.probs[one] for one in alive], next(draws))]
+            drawn += 1
+            for own, item in self._branches[index].steps:
+                memory["drawn"] = drawn
+                yield (index, own), item
+                break
+            else:
+                self._branches[index].end()
+                alive.remove(index)
+
+    def _drawn(self, mix: Multiplexer[Any]) -> Iterator[Step]:
+        memory, draws = self.memory, self._draws(mix.seed)
+        drawn = memory.get("drawn", 0)
+        while True:
+            index = pick(mix.sampling_probas, next(draws))
+            drawn += 1
+            branch = self._branches[index]
+            for own, item in branch.steps:
+                memory["drawn"] = drawn
+                yield (index, own), item
+                break
+            else:
+                passes = [one.passes for one in self._branches]
+                passes[index] += 1
+                if min(passes) > 0 or max(passes) >= mix.max_reinits:
+                    return
+                branch.again()
+
+    def _in_turn(self) -> Iterator[Step]:
+        memory = self.memory
+        while any(branch.alive for branch in self._branches):
+            for index in range(memory.get("turn", 0), len(self._branches)):
+                branch = self._branches[index]
+                for own, item in branch.steps if branch.alive else ():
+                    memory["turn"] = index + 1
+                    yield (index, own), item
+                    break
+                else:
+                    if branch.alive:
+                        branch.end()
+            memory["turn"] = 0

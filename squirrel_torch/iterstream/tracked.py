@@ -1,0 +1,176 @@
+"""Runs that know how far they have come: each item has an id, and the run can be gone on with from between any two items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from squirrel_torch.errors import PipelineError
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
+from squirrel_torch.iterstream.memory import check_memory, restored
+from squirrel_torch.iterstream.mixed import MixedLevel
+from squirrel_torch.iterstream.multiplexer import Multiplexer
+from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
+from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.source import Mix
+from squirrel_torch.iterstream.stage import Context, Step
+
+__all__ = ["Tracked", "check_state", "followed", "track"]
+
+
+class Tracked(Iterator[Step]):
+    """A run that gives (id, item), and can be asked between two items for what is needed to go on behind the last one.
+
+    Nothing is opened before its first item is asked for. It ends like a `Run`.
+
+    Args:
+        links: The places of the chain, from its source on.
+        epoch: The number of the epoch.
+        state: What `snapshot` gave; None to begin at the beginning.
+
+    Raises:
+        StateError: If the state can't be one of this chain.
+    """
+
+    def __init__(self, links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None) -> None:
+        check_state(links, state)
+        self._state = state
+        self._lifetime = Lifetime()
+        self._level: Level | None = None
+        self._links = links
+        self._context = Context(epoch, (), self._lifetime.reports)
+        self._steps = self._guarded()
+
+    def _guarded(self) -> Iterator[Step]:
+        lifetime = self._lifetime
+        try:
+            self._level = open_levels(self._links, self._context, lifetime, self._state)
+            yield from self._level.steps()
+            lifetime.close("exhausted")
+        except GeneratorExit:
+            lifetime.close("closed")
+            raise
+        except BaseException as error:
+            lifetime.fail(error)
+            raise
+
+    def __next__(self) -> Step:
+        for step in self._steps:
+            return step
+        self._lifetime.after()  # raises if it did not end by its last item
+        raise StopIteration
+
+    def snapshot(self) -> list[Any] | None:
+        """What is needed to go on behind the item that was given last: JSON types, a fresh copy. None is the beginning."""
+        return self._state if self._level is None else self._level.snapshot()
+
+    def close(self) -> None:
+        """End the run now."""
+        self._steps.close()  # type: ignore[attr-defined]  # a generator
+        self._lifetime.close("closed")
+
+
+def track(links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None) -> Tracked:
+    """See `Tracked`."""
+    return Tracked(links, epoch, state)
+
+
+def followed(links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime) -> Iterator[Any]:
+    """The items of a part of a run, whose stages are told the ids: some ask for generators."""
+    for _, item in open_levels(links, context, lifetime, None).steps():
+        yield item
+
+
+def _begin(links: Sequence[Composable[Any]], context: Context) -> tuple[str, int, Any]:
+    """What a chain begins with, how many of its places that covers, and the plan if it is one."""
+    first = links[0]
+    kind, count, planned = "replayed", 1, None
+    if isinstance(first, Numbered):
+        kind = "numbered"
+    elif (planned := planned_prefix(links, context)) is not None:
+        kind, count = "planned", planned.count
+    elif isinstance(first, Mix) and not first._custom and not _starts_again(first):
+        kind = "mixed"
+    again = 1 if kind == "replayed" else 0
+    for place, link in enumerate(links[1:], start=1):
+        # In each pass of a loop what is run again may give other items under the same numbers.
+        if is_opaque(link) or (again and link._repeats):
+            again = place + 1
+    return ("replayed", again, None) if again else (kind, count, planned)
+
+
+def _starts_again(mix: Mix[Any]) -> bool:
+    """Whether a stream of a mix may be started again and can only be run from its beginning."""
+    starts = isinstance(mix, Multiplexer) and mix._draws
+    return starts and any(_is_replayed(branch._links()) for branch in mix.branches)
+
+
+def _is_replayed(links: Sequence[Composable[Any]]) -> bool:
+    kind = _begin(links, Context())[0]
+    return kind == "replayed" or (kind == "mixed" and any(_is_replayed(one._links()) for one in links[0].branches))  # type: ignore[attr-defined]  # a mix
+
+
+def open_levels(
+    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, state: Sequence[Memory] | None
+) -> Level:
+    """The last place of a chain, over those before it, each with what it remembers."""
+    kind, count, planned = _begin(links, context)
+    memories = [restored(memory) for memory in state] if state is not None else [{} for _ in range(len(links) - count + 1)]
+    if len(links) > count:
+        return _stage_level(links, context, lifetime, memories)
+    (memory,) = memories
+    if kind == "planned":
+        return PlannedLevel(links, planned, context, lifetime, memory)
+    if kind == "numbered":
+        return NumberedLevel(links[0], context, lifetime)  # type: ignore[arg-type]  # seen to be one
+    if kind == "mixed":
+        return MixedLevel(links[0], context.below(0), lifetime, memory, open_levels)  # type: ignore[arg-type]  # seen to be one
+    return ReplayedLevel(links, context, lifetime, memory)
+
+
+def _stage_level(
+    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, memories: Sequence[Memory]
+) -> StageLevel:
+    *before, last = links
+    saved = memories[-1].get("pass", 0)
+    draws = sum(link._draws or link._repeats for link in before)
+
+    def below(number: int) -> Level:
+        # As `run.Upstream` opens the passes of a loop.
+        own = context.below("pass", draws, number) if number else context
+        return open_levels(before, own, lifetime, memories[:-1] if number == saved else None)
+
+    keyed = sum(link._stage is not None and link._stage.wanted is not None for link in before)
+    if last._stage is not None and last._stage.wanted is not None and any(link._repeats for link in before):
+        raise PipelineError(
+            f"{last._describe()} asks for a generator and stands behind a loop, where each pass would draw the same numbers: loop "
+            "by epochs, or put it in front of the loop"
+        )
+    own = context.below(sum(link._draws for link in before))
+    return StageLevel(last, len(before), below, own, lifetime, memories[-1], _seed(before), keyed)
+
+
+def _seed(before: Sequence[Composable[Any]]) -> Any:
+    first = before[0]
+    inner = [first.planned.ordering] if isinstance(first, Numbered) else []
+    return seed_before([*(link for links in inner for link in links), *before])
+
+
+def check_state(links: Sequence[Composable[Any]], state: Any) -> None:
+    """Raise StateError unless `state` can be what a run of this chain remembers."""
+    if state is None:
+        return
+    kind, count, _ = _begin(links, Context())
+    first: dict[str, str] = {
+        "planned": {"at": "count"},
+        "replayed": {"given": "count", "digest": "count"},
+        "numbered": {},
+        "mixed": dict(MixedLevel.REMEMBERS),
+    }[kind]
+    names = [first]
+    for link in links[count:]:
+        names.append(dict(link._stage.remembers) if link._stage is not None else {})
+    check_memory(state, names, links)
+    if kind == "mixed":
+        MixedLevel.check(links[0], state[0], check_state)  # type: ignore[arg-type]  # seen to be one
