@@ -86,10 +86,10 @@ class Course(ABC, Generic[P]):
 
     @abstractmethod
     def deliver(self, place: P, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[P, Any]]:
-        """The batches of this rank from `place` on, each with the place behind it."""
+        """The batches of this rank from `place` on, each with the place behind it; at the end, `END` with the last place."""
 
     @abstractmethod
-    def content(self, place: P) -> dict[str, Any]:
+    def content(self, place: P, world: World) -> dict[str, Any]:
         """A place as plain JSON types, without what belongs to the chain."""
 
     @abstractmethod
@@ -115,9 +115,9 @@ class Course(ABC, Generic[P]):
 
     # -- states -------------------------------------------------------------------------------------------------------
 
-    def save(self, place: P) -> dict[str, Any]:
+    def save(self, place: P, world: World) -> dict[str, Any]:
         """The content of a state."""
-        return {"mode": self.layout.mode.value, **self._own(), **self.content(place)}
+        return {"mode": self.layout.mode.value, **self._own(), **self.content(place, world)}
 
     def _own(self) -> dict[str, Any]:
         return {"chain": self.chain, "data": self.data()}

@@ -17,7 +17,7 @@ from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
-from squirrel_torch.loader.course import Course, World
+from squirrel_torch.loader.course import END, Course, World
 from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
@@ -123,9 +123,11 @@ class StreamLoader(DataLoader[T_co]):
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
         self._pass: ref[_Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
-        # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come, if not to its end.
+        # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come, and whether to its end.
         self._resumed: Any = None
         self._place: Any = None
+        self._has_ended = False
+        self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
 
     # -- passes -------------------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class StreamLoader(DataLoader[T_co]):
         """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is closed."""
         self._leave()
         world = self._world()
-        self._place = self._begin(world)
+        self._place, self._place_world, self._has_ended = self._begin(world), world, False
         batches = _Batches(self, self._place, world)
         self._pass = ref(batches)
         return batches
@@ -163,8 +165,10 @@ class StreamLoader(DataLoader[T_co]):
         self._place, self._resumed = place, None
         self._next_epoch = self._course.epoch(place) + 1
 
-    def _finished(self, epoch: int, dropped: int) -> None:
-        self._place = self._resumed = None
+    def _finished(self, place: Any, dropped: int) -> None:
+        # Not the next epoch yet: other ranks may have a batch left of this one.
+        self._place, self._resumed, self._has_ended = place, None, True
+        epoch = self._course.epoch(place)
         self._next_epoch = epoch + 1
         if dropped:
             _log.info("%d samples of epoch %d were left out: they make no batch for each rank (tail='drop')", dropped, epoch)
@@ -194,7 +198,7 @@ class StreamLoader(DataLoader[T_co]):
 
     def _now(self, world: World) -> Any:
         """The place to which the last pass has come, or where the next one begins if it came to its end."""
-        return self._begin(world) if self._place is None else self._place
+        return self._begin(world) if self._place is None or self._has_ended else self._place
 
     def __len__(self) -> int:
         """How many batches this rank gets in the epoch: all of it, also where a pass begins in the middle.
@@ -215,9 +219,10 @@ class StreamLoader(DataLoader[T_co]):
 
         The state of a planned chain is the same on all ranks, and one is enough. Of another chain each rank has its own.
         """
+        if self._place is not None:
+            return seal(self._course.save(self._place, self._place_world))
         world = self._world()
-        place = self._now(world)
-        return seal(self._course.save(place))
+        return seal(self._course.save(self._begin(world), world))
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a loader over the same chain has stopped: the next pass is the rest of that epoch.
@@ -268,13 +273,12 @@ class _Batches(Iterator[T_co]):
     def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
         course = loader._course
         self._loader = loader
-        self._epoch = course.epoch(place)
         self._dropped = course.dropped(place, world)
         self._hands = loader._hands()
         self._keeps = loader.persistent_workers
         self._is_open = True
         self._after: Exception | None = None  # None: it came to its end
-        delivered = course.deliver(place, world, self._hands, loader._seeds(self._epoch, world))
+        delivered = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
         device = loader.device
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
 
@@ -283,16 +287,16 @@ class _Batches(Iterator[T_co]):
             raise StopIteration if self._after is None else self._after
         try:
             place, batch = next(self._delivered)
-        except StopIteration:
-            self._end(None)
-            self._loader._finished(self._epoch, self._dropped)
-            raise
         except Exception as error:
             self._end(error)
             raise
         except BaseException:
             self.close()
             raise
+        if batch is END:
+            self._end(None)
+            self._loader._finished(place, self._dropped)
+            raise StopIteration
         self._loader._delivered(place)
         delivered: T_co = batch
         return delivered

@@ -110,8 +110,11 @@ class PlannedCourse(Course[Place]):
         for worker in range(world.workers):
             if hands.receive(worker) is not END:
                 raise PipelineError(f"worker {worker} gave more batches than were planned")
+        # Where all ranks are when they are through: one may have made a step less.
+        most = max((deal.steps(one) or 0 for one in range(world.rank.count)), default=0)
+        yield Place(place.epoch, deal.after(most), place.step + (steps or 0)), END
 
-    def content(self, place: Place) -> dict[str, Any]:
+    def content(self, place: Place, world: World) -> dict[str, Any]:
         return {"epoch": place.epoch, "position": place.position, "step": place.step}
 
     def placed(self, contents: Sequence[Mapping[str, Any]]) -> Place:

@@ -172,12 +172,14 @@ class StreamedCourse(Course[Place]):
         """How many streams there are."""
         if self._streams is not None:
             return self._streams
-        before = self.layout.links[: split_place(self.layout)] if world.rank.count * world.workers > 1 else ()
-        planned = planned_prefix(before, Context()) if before else None
-        if self.layout.mode is Mode.REPLAYED or planned is None or planned.count < len(before):
-            # All of them run what stands before the split: no more than have to.
-            return world.rank.count * world.workers
-        return next((count for count in _COUNTS if count >= _EACH * world.rank.count), _EACH * world.rank.count)
+        ranks = world.rank.count
+        if self.layout.mode is not Mode.REPLAYED:
+            before = self.layout.links[: split_place(self.layout)]
+            planned = planned_prefix(before, Context())
+            if planned is not None and planned.count == len(before):
+                return next((count for count in _COUNTS if count >= _EACH * ranks), _EACH * ranks)
+        # Each of them runs what stands before the split: there are no more than have to be.
+        return ranks * world.workers
 
     def fresh(self, epoch: int, world: World) -> Place:
         count = self.count(world)
@@ -216,6 +218,7 @@ class StreamedCourse(Course[Place]):
             parts = {**parts, stream: Part(given[stream], state=state)}
             step += 1
             yield Place(place.epoch, place.count, step, parts), batch
+        yield Place(place.epoch, place.count, step, parts), END
 
     # -- states -------------------------------------------------------------------------------------------------------
 
@@ -228,8 +231,9 @@ class StreamedCourse(Course[Place]):
         stage = self.layout.links[-1]._stage
         return ["Batched"] if isinstance(stage, Batched) else super().chain[-1:]
 
-    def content(self, place: Place) -> dict[str, Any]:
-        parts = {str(stream): list(part) for stream, part in place.parts.items()}
+    def content(self, place: Place, world: World) -> dict[str, Any]:
+        # Where a state was loaded there are those of the others too, who know better.
+        parts = {str(stream): list(place.parts[stream]) for stream in hosted(place.count, world)}
         return {"epoch": place.epoch, "step": place.step, "streams": place.count, "parts": parts}
 
     def placed(self, contents: Sequence[Mapping[str, Any]]) -> Place:
