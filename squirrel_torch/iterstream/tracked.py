@@ -13,10 +13,11 @@ from squirrel_torch.iterstream.mixed import MixedLevel
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.iterstream.source import Mix
-from squirrel_torch.iterstream.stage import Context, Step
+from squirrel_torch.iterstream.source import Mix, Source
+from squirrel_torch.iterstream.stage import Context, Id, Step
+from squirrel_torch.sharding import Shard
 
-__all__ = ["Tracked", "check_state", "followed", "track"]
+__all__ = ["Given", "Tracked", "check_state", "followed", "track"]
 
 
 class Tracked(Iterator[Step]):
@@ -86,8 +87,8 @@ def _begin(links: Sequence[Composable[Any]], context: Context) -> tuple[str, int
     """What a chain begins with, how many of its places that covers, and the plan if it is one."""
     first = links[0]
     kind, count, planned = "replayed", 1, None
-    if isinstance(first, Numbered):
-        kind = "numbered"
+    if isinstance(first, Numbered | Given):
+        kind = "given"
     elif (planned := planned_prefix(links, context)) is not None:
         kind, count = "planned", planned.count
     elif isinstance(first, Mix) and not first._custom and not _starts_again(first):
@@ -122,8 +123,10 @@ def open_levels(
     (memory,) = memories
     if kind == "planned":
         return PlannedLevel(links, planned, context, lifetime, memory)
-    if kind == "numbered":
-        return NumberedLevel(links[0], context, lifetime)  # type: ignore[arg-type]  # seen to be one
+    if isinstance(links[0], Numbered):
+        return NumberedLevel(links[0], context, lifetime)
+    if isinstance(links[0], Given):
+        return GivenLevel(links[0], lifetime)
     if kind == "mixed":
         return MixedLevel(links[0], context.below(0), lifetime, memory, open_levels)  # type: ignore[arg-type]  # seen to be one
     return ReplayedLevel(links, context, lifetime, memory)
@@ -141,20 +144,57 @@ def _stage_level(
         own = context.below("pass", draws, number) if number else context
         return open_levels(before, own, lifetime, memories[:-1] if number == saved else None)
 
-    keyed = sum(link._stage is not None and link._stage.wanted is not None for link in before)
+    first = before[0]
+    earlier = [*first.before, *before] if isinstance(first, Given) else before
+    keyed = sum(link._stage is not None and link._stage.wanted is not None for link in earlier)
     if last._stage is not None and last._stage.wanted is not None and any(link._repeats for link in before):
         raise PipelineError(
             f"{last._describe()} asks for a generator and stands behind a loop, where each pass would draw the same numbers: loop "
             "by epochs, or put it in front of the loop"
         )
     own = context.below(sum(link._draws for link in before))
-    return StageLevel(last, len(before), below, own, lifetime, memories[-1], _seed(before), keyed)
+    return StageLevel(last, len(before), below, own, lifetime, memories[-1], seed_before(before), keyed)
 
 
-def _seed(before: Sequence[Composable[Any]]) -> Any:
-    first = before[0]
-    inner = [first.planned.ordering] if isinstance(first, Numbered) else []
-    return seed_before([*(link for links in inner for link in links), *before])
+class Given(Source[Any]):
+    """What a part of a chain gives, as the source of the rest.
+
+    Args:
+        before: The places of that part.
+        steps: What it gives.
+    """
+
+    def __init__(self, before: Sequence[Composable[Any]], steps: Iterator[Step]) -> None:
+        super().__init__()
+        self.before = before
+        self.steps = steps
+        self.seed = seed_before(before)
+
+    @property
+    def _draws(self) -> Any:
+        """How many places it stands for draw random numbers."""
+        return sum(link._draws for link in self.before)
+
+    def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
+        return (item for _, item in self.steps)
+
+    def _describe(self) -> str:
+        return self.before[-1]._describe()
+
+
+class GivenLevel(Level):
+    """The same in a tracked run. What is gone on with is that part, not this one."""
+
+    def __init__(self, given: Given, lifetime: Lifetime) -> None:
+        super().__init__({})
+        self._given = given
+        lifetime.opened(given, 0)
+
+    def steps(self) -> Iterator[Step]:
+        return self._given.steps
+
+    def remake(self, ids: Sequence[Id]) -> list[Any]:
+        raise AssertionError("nothing behind such a source is gone on with")
 
 
 def check_state(links: Sequence[Composable[Any]], state: Any) -> None:
@@ -165,7 +205,7 @@ def check_state(links: Sequence[Composable[Any]], state: Any) -> None:
     first: dict[str, str] = {
         "planned": {"at": "count"},
         "replayed": {"given": "count", "digest": "count"},
-        "numbered": {},
+        "given": {},
         "mixed": dict(MixedLevel.REMEMBERS),
     }[kind]
     names = [first]

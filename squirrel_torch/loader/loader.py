@@ -15,13 +15,16 @@ from torch.utils.data import DataLoader, default_collate
 from squirrel_torch.checks import require_at_least, require_epoch
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
+from squirrel_torch.iterstream.planned import planned_prefix
+from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
 from squirrel_torch.loader.course import END, Course, World
+from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
-from squirrel_torch.loader.streamed import StreamedCourse
+from squirrel_torch.loader.streamed import StreamedCourse, split_place
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
@@ -347,4 +350,18 @@ def _course(layout: Layout, tail: Tail | None, streams: int | None) -> Course[An
             f"tail={tail!r} needs a planned chain, whose number of samples is known, and this one is {layout.mode.value}: "
             'leave tail out, or say "exact"; pipeline.explain() says what to change'
         )
+    if streams is None and (place := _dealt_at(layout)) is not None:
+        return DealtCourse(layout, place)
     return StreamedCourse(layout, streams)
+
+
+def _dealt_at(layout: Layout) -> int | None:
+    """Where a chain is dealt out whose beginning every process runs as a whole; None for other chains."""
+    try:
+        place = split_place(layout)
+    except ShardingError:  # raised where it is divided; one process alone need not
+        return None
+    planned = planned_prefix(layout.links[:place], Context())
+    if planned is not None and planned.count == place:
+        return None
+    return next(later for later in range(place, len(layout.links) + 1) if is_dealt(layout, later))

@@ -21,10 +21,11 @@ from squirrel_torch.iterstream.stages import AutoSplit, Batched, Shuffled
 from squirrel_torch.iterstream.torch_composables import place_of_split
 from squirrel_torch.iterstream.tracked import check_state, track
 from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.work import with_stage
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
-__all__ = ["StreamedCourse", "StreamedWork"]
+__all__ = ["StreamedCourse", "StreamedWork", "split_place"]
 
 _COUNTS: Final = (12, 24, 60, 120, 360, 720, 1260, 2520, 5040)
 """Numbers of streams that many numbers of ranks divide."""
@@ -146,9 +147,7 @@ def _of_stream(link: Composable[Any], count: int) -> Composable[Any]:
         stage = replace(stage, drop_last=False)
     else:
         return link
-    changed: Composable[Any] = Composable(stage=stage)
-    changed._site = link._site
-    return changed
+    return with_stage(link, stage)
 
 
 class StreamedCourse(Course[Place]):
@@ -173,13 +172,9 @@ class StreamedCourse(Course[Place]):
         if self._streams is not None:
             return self._streams
         ranks = world.rank.count
-        if self.layout.mode is not Mode.REPLAYED:
-            before = self.layout.links[: split_place(self.layout)]
-            planned = planned_prefix(before, Context())
-            if planned is not None and planned.count == len(before):
-                return next((count for count in _COUNTS if count >= _EACH * ranks), _EACH * ranks)
-        # Each of them runs what stands before the split: there are no more than have to be.
-        return ranks * world.workers
+        if self.layout.mode is Mode.REPLAYED:
+            return ranks * world.workers  # each of them runs what has to be run again: there are no more than needed
+        return next((count for count in _COUNTS if count >= _EACH * ranks), _EACH * ranks)
 
     def fresh(self, epoch: int, world: World) -> Place:
         count = self.count(world)

@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.stages import Batched, ZipIndex
 from squirrel_torch.plan import Deal
 from squirrel_torch.storage import Ids
 
-__all__ = ["PlannedWork", "Serve", "Work"]
+__all__ = ["PlannedWork", "Serve", "Work", "with_stage"]
 
 _END: Final = object()
 _MOST_ROWS: Final = 4096
@@ -94,9 +94,9 @@ class PlannedWork:
         for link in layout.data:
             stage = link._stage
             if isinstance(stage, ZipIndex):
-                link = _with_stage(link, _ZippedPositions(stage, partial(self._positions, own)))
+                link = with_stage(link, _ZippedPositions(stage, partial(self._positions, own)))
             elif isinstance(stage, Batched) and stage is layout.batch:
-                link = _with_stage(link, replace(stage, size=self.deal.batch, drop_last=False))
+                link = with_stage(link, replace(stage, size=self.deal.batch, drop_last=False))
             links.append(link)
         return links
 
@@ -127,7 +127,8 @@ class _ZippedPositions(Stage[Any, Any]):
                 yield (position if length is None else str(position).zfill(length)), item
 
 
-def _with_stage(link: Composable[Any], stage: Stage[Any, Any]) -> Composable[Any]:
+def with_stage(link: Composable[Any], stage: Stage[Any, Any]) -> Composable[Any]:
+    """The place of a chain, with another stage."""
     changed: Composable[Any] = Composable(stage=stage)
     changed._site = link._site
     return changed
