@@ -3,8 +3,10 @@
 from squirrel_torch.plan.deal import Deal, Tail
 from squirrel_torch.plan.order import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken
 from squirrel_torch.plan.permutation import Key, permutation_key, permute
+from squirrel_torch.plan.windows import STREAMS, Windowed
 
 __all__ = [
+    "STREAMS",
     "Applied",
     "Deal",
     "Key",
@@ -16,6 +18,7 @@ __all__ = [
     "Strided",
     "Tail",
     "Taken",
+    "Windowed",
     "permutation_key",
     "permute",
 ]

@@ -6,6 +6,8 @@ domains", CT-RSA 2002: their generalized Feistel cipher; the rounds are keyed by
 kept from guessing.) Ranges up to `SORTED` are sorted by keyed draws instead, which makes all permutations equally likely.
 """
 
+import hashlib
+import struct
 from functools import lru_cache
 from math import isqrt
 from typing import Any
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from squirrel_torch.seeding import Path, Seed, key_words
 
-__all__ = ["SIZE_LIMIT", "SORTED", "Grid", "Key", "permutation_key", "permute", "scattered"]
+__all__ = ["SIZE_LIMIT", "SORTED", "Grid", "Key", "permutation_key", "permute", "scattered", "subkey"]
 
 Key = tuple[int, ...]
 """8 numbers below 2^64: one for each round, and two for the draws by which small ranges are sorted."""
@@ -46,6 +48,11 @@ def permutation_key(seed: Seed, epoch: int, path: Path) -> Key:
     return key_words(seed, epoch, path, 8)
 
 
+def subkey(key: Key, name: str) -> Key:
+    """The key of a part of what has `key`; each name gives another one."""
+    return struct.unpack("<8Q", hashlib.blake2b(struct.pack("<8Q", *key) + name.encode(), digest_size=64).digest())
+
+
 def permute(indices: Integers, size: int, key: Key) -> Integers:
     """Where a permutation of range(size) sends each of `indices`.
 
@@ -69,13 +76,13 @@ def permute(indices: Integers, size: int, key: Key) -> Integers:
     return out.view(np.int64).reshape(indices.shape)
 
 
-def scattered(indices: Integers, sizes: Integers, grid: "Grid", which: Integers, key: Key) -> Integers:
+def scattered(indices: Integers, sizes: Integers | int, grid: "Grid", which: Integers, key: Key) -> Integers:
     """Like `permute`, where each index is one of a permutation of its own.
 
     Args:
         indices: Numbers, each in [0, its size), shape `[n]`, int64.
-        sizes: How large the permutation of each is, shape `[n]`, int64.
-        grid: One for the largest of all sizes. The same permutation must be asked for with the same grid.
+        sizes: How large the permutation of each is, shape `[n]`, int64; or one for all.
+        grid: One for the largest of all sizes, or more. The same permutation must be asked for with the same grid.
         which: The number of the permutation of each, shape `[n]`, int64.
         key: That of `permutation_key`.
 
@@ -88,7 +95,8 @@ def scattered(indices: Integers, sizes: Integers, grid: "Grid", which: Integers,
         part = slice(start, start + _BLOCK)
         tweak = _mixed(which[part].view(np.uint64) * _SECOND + words[_ROUNDS])
         keys = [tweak ^ word for word in words[:_ROUNDS]]
-        out[part] = _walked(indices[part].view(np.uint64), sizes[part].view(np.uint64), grid, keys)
+        below = np.uint64(sizes) if isinstance(sizes, int) else sizes[part].view(np.uint64)
+        out[part] = _walked(indices[part].view(np.uint64), below, grid, keys)
     return out.view(np.int64)
 
 
@@ -101,12 +109,16 @@ def _table(size: int, key: Key) -> Integers:
 
 
 class Grid:
-    """The pairs (left, right) in which a range of `size` is laid out: at most 2 * sqrt(size) more of them."""
+    """The pairs (left, right) in which a range of `at_least` numbers is laid out.
 
-    def __init__(self, size: int) -> None:
-        root = isqrt(size - 1) + 1
-        self.left = np.uint64(root)
-        self.right = np.uint64(-(-size // root))
+    Its `size`, how many pairs there are, is at most sqrt(at_least) + 1 more.
+    """
+
+    def __init__(self, at_least: int) -> None:
+        root = isqrt(at_least - 1) + 1
+        sides = root, -(-at_least // root)
+        self.size = sides[0] * sides[1]
+        self.left, self.right = np.uint64(sides[0]), np.uint64(sides[1])
 
 
 def _mixed(words: Words) -> Words:
