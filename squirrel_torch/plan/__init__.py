@@ -1,6 +1,9 @@
 """The plan of an epoch: which sample comes at which position, and who gets it. Arithmetic on numbers, nothing else."""
 
+from squirrel_torch.plan.batches import batches_of
 from squirrel_torch.plan.deal import Deal, Tail
+from squirrel_torch.plan.drawing import Drawn, Sampled
+from squirrel_torch.plan.mixing import Branch, InTurn, Mixed
 from squirrel_torch.plan.order import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken
 from squirrel_torch.plan.permutation import Key, permutation_key, permute
 from squirrel_torch.plan.windows import STREAMS, Windowed
@@ -8,17 +11,23 @@ from squirrel_torch.plan.windows import STREAMS, Windowed
 __all__ = [
     "STREAMS",
     "Applied",
+    "Branch",
     "Deal",
+    "Drawn",
+    "InTurn",
     "Key",
     "Looped",
+    "Mixed",
     "Order",
     "Permuted",
+    "Sampled",
     "Skipped",
     "Straight",
     "Strided",
     "Tail",
     "Taken",
     "Windowed",
+    "batches_of",
     "permutation_key",
     "permute",
 ]

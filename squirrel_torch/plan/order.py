@@ -49,6 +49,11 @@ class Order(ABC):
         """Like `ids`, for positions that are known to be there."""
 
     @property
+    def endless(self) -> bool:
+        """Whether the length is None, where it is easier to tell than the length."""
+        return self.length is None
+
+    @property
     def steady(self) -> bool:
         """Whether the order of another pass or seed has the same length: no random number decides it."""
         return True
@@ -56,7 +61,7 @@ class Order(ABC):
     @property
     def least(self) -> int:
         """No order of another pass or seed is shorter than this."""
-        return sys.maxsize if self.length is None else self.length
+        return sys.maxsize if self.endless else self.length or 0
 
     def ids(self, positions: npt.ArrayLike) -> Integers:
         """The ids of the items at `positions`.
@@ -161,7 +166,7 @@ class Taken(_Of):
     @property
     def length(self) -> int:
         # An order that is surely long enough need not say how long it is.
-        long = self.order.least >= self.n or self.order.length is None
+        long = self.order.endless or self.order.least >= self.n
         return self.n if long else min(self.n, self.order.length or 0)
 
     @property
@@ -193,6 +198,10 @@ class Skipped(_Of):
         return None if self.order.length is None else max(0, self.order.length - self.n)
 
     @property
+    def endless(self) -> bool:
+        return self.order.endless
+
+    @property
     def least(self) -> int:
         return max(0, self.order.least - self.n)
 
@@ -212,6 +221,10 @@ class Strided(_Of):
     @property
     def length(self) -> int | None:
         return None if self.order.length is None else self._part(self.order.length)
+
+    @property
+    def endless(self) -> bool:
+        return self.order.endless
 
     @property
     def least(self) -> int:
@@ -241,6 +254,10 @@ class Applied(Order):
     @property
     def length(self) -> int | None:
         return self.outer.length
+
+    @property
+    def endless(self) -> bool:
+        return self.outer.endless
 
     @property
     def span(self) -> int:
@@ -285,13 +302,16 @@ class Looped(Order):
         return self._passes.total()
 
     @property
+    def endless(self) -> bool:
+        return self._passes.endless
+
+    @property
     def span(self) -> int:
         return self._passes.order(0).span
 
     @cached_property
     def steady(self) -> bool:
-        one = self._passes.order(0)
-        return one.steady or (self.times is None and one.least > 0)
+        return self.endless or self.times == 0 or self._passes.order(0).steady
 
     @property
     def least(self) -> int:

@@ -38,7 +38,7 @@ class Passes:
         self._starts = {0: 0}
         first = self.order(0)
         self._each = first.length + gap if first.steady and first.length is not None else None
-        self._endless = first.length is None
+        self._endless = first.endless
 
     def reaches(self, place: int) -> bool:
         """Whether there is such a place."""
@@ -50,19 +50,22 @@ class Passes:
             return self._each > 0 and (self._times is None or place < self._each * self._times)
         return self._extended(place)
 
+    @property
+    def endless(self) -> bool:
+        """Whether there is no last place."""
+        if self._times == 0 or self._endless:
+            return self._times != 0
+        return self._times is None and self.order(0).least + self._gap > 0
+
     def total(self) -> int | None:
         """All places; None if they don't end.
 
         Passes whose length is drawn are gone through for it.
         """
-        if self._times == 0:
-            return 0
-        if self._endless:
+        if self.endless:
             return None
         if self._each is not None:
-            return None if self._times is None and self._each else self._each * (self._times or 0)
-        if self._times is None and self.order(0).least + self._gap > 0:
-            return None
+            return self._each * (self._times or 0)
         for number in count() if self._times is None else range(self._times):
             if self.start(number + 1) == self.start(number):
                 return self.start(number)
@@ -84,7 +87,7 @@ class Passes:
             numbers = places // self._each
             return numbers, places - numbers * self._each
         self._extended(int(places.max(initial=0)))
-        starts = np.fromiter(self._starts.values(), np.int64, len(self._starts))
+        starts = self._known_starts()
         numbers = np.searchsorted(starts, places, side="right") - 1
         return numbers, places - starts[numbers]
 
@@ -94,6 +97,16 @@ class Passes:
             return place // self._each if self._each is not None else 0
         self._extended(place)
         return bisect_right(range(len(self._starts)), place, key=self._starts.__getitem__) - 1
+
+    def filled(self, numbers: Integers, places: Integers) -> npt.NDArray[np.bool_]:
+        """Which places in passes hold an item; the others are gaps."""
+        if self._endless:
+            return np.ones(len(places), np.bool_)
+        if self._each is not None:
+            return places < self._each - self._gap
+        starts = self._known_starts()
+        filled: npt.NDArray[np.bool_] = places < starts[numbers + 1] - starts[numbers] - self._gap
+        return filled
 
     def at(self, numbers: Integers, positions: Integers) -> Integers:
         """The ids of positions in passes."""
@@ -108,6 +121,9 @@ class Passes:
         for part in np.split(sequence, cuts):
             ids[part] = self.order(int(numbers[part[0]])).at(positions[part])
         return ids
+
+    def _known_starts(self) -> Integers:
+        return np.array(list(self._starts.values()), np.int64)
 
     def _extended(self, place: int) -> bool:
         """Learn where passes begin until one begins behind `place`; whether there is one."""

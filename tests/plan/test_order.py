@@ -122,7 +122,7 @@ def test_passes_of_unequal_length_end_at_an_empty_one(passes, times):
     with pytest.raises(IndexError, match=f"positions must be from 0 to {len(items)} - 1, got {len(items)}"):
         loop.ids([len(items)])
     assert loop.length == len(items)
-    assert not loop.steady
+    assert loop.steady == (times == 0)
     assert loop.least == 0
 
 

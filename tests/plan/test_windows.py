@@ -106,9 +106,9 @@ def test_a_stream_is_read_from_window_to_window():
             assert window.max() - window.min() < order.window or len(set(window // 1000)) == 2
 
 
-@pytest.mark.parametrize(("ranks", "most"), [(1, 1.0), (4, 1.05), (60, 1.3), (7, 7.0), (8, 2.05)])
+@pytest.mark.parametrize(("ranks", "most"), [(1, 1.0), (4, 1.2), (60, 1.2), (7, 7.0), (8, 2.4)])
 def test_how_many_ranks_read_a_shard(ranks, most):
-    """One, where they divide the streams, but for shards that are cut; W / gcd(W, streams) else."""
+    """One, where they divide the streams, but for the up to 60 shards that are cut; W / gcd(W, streams) else."""
     order = Windowed([101] * 597, 300, KEY)
     readers = set()
     for rank in range(ranks):
@@ -134,8 +134,8 @@ NAMES = [(seed, epoch, path) for seed in (0, 1) for epoch in (0, 1, 2) for path 
 
 def test_the_order_is_frozen():
     """A figure that changed would change the order of every job that is resumed."""
-    assert Windowed([1000, 2000, 3000] * 20, 100, KEY).ids(range(5)).tolist() == []
-    assert Windowed([9000], 100, KEY).ids(range(5)).tolist() == []
+    assert Windowed([1000, 2000, 3000] * 20, 100, KEY).ids(range(5)).tolist() == [68008, 7010, 71005, 80006, 17000]
+    assert Windowed([9000], 100, KEY).ids(range(5)).tolist() == [5916, 4718, 3513, 1414, 5308]
 
 
 def test_datasets_that_no_memory_holds():
