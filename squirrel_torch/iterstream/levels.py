@@ -120,7 +120,7 @@ class NumberedLevel(Level):
     def steps(self) -> Iterator[Step]:
         ids: deque[int] = deque()
         numbers = _noted(self._source.numbers(), ids)
-        items = self._source._numbered(self._source.planned.rows, numbers, self._lifetime)
+        items = self._source.items_of(numbers, self._lifetime)
         self._lifetime.opened(self._source, 0, items)
         for item in items:
             yield ids.popleft(), item

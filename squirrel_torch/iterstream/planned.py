@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from threading import Lock
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
 from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.digest import digest_of
+from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.rows import rows_of
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.iterstream.source import IterableSource, Source
+from squirrel_torch.iterstream.source import IterableSamplerSource, IterableSource, Mix, Source
 from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
-from squirrel_torch.plan import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken, Windowed, permutation_key
+from squirrel_torch.plan import (
+    Applied,
+    Drawn,
+    InTurn,
+    Looped,
+    Order,
+    Permuted,
+    Sampled,
+    Skipped,
+    Straight,
+    Strided,
+    Taken,
+    Windowed,
+    permutation_key,
+)
 from squirrel_torch.seeding import DEFAULT_SEED, Seed
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, Rows
@@ -24,6 +43,8 @@ __all__ = ["Numbered", "Planned", "is_opaque", "planned_prefix", "position_block
 
 _FIRST_BLOCK: Final = 64
 _BLOCK: Final = 4096
+_TOLD: Final = 3
+"""Of so many streams of a mix the fingerprint is told, not only a sum of all."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +73,112 @@ class Planned:
         """The items of some numbers.
 
         Args:
-            links: The places of the chain.
+            links: The places of the chain: those that it covers, and perhaps more that make one item of each.
             context: The epoch, and the path of the chain.
             lifetime: Closes what is opened.
             numbers: The numbers, block by block.
         """
-        source: Any = links[0]
-        items: Iterator[Any] = source._numbered(self.rows, numbers, lifetime)
-        for place, link in enumerate(links[: self.count]):
+        items = _items_of(links[0], self.rows, numbers, lifetime)
+        for place, link in enumerate(links):
             entry = lifetime.opened(link, place, items)
-            if link in self.data and link._stage is not None:
+            if (place >= self.count or link in self.data) and link._stage is not None:
                 own = context.below(sum(other._draws for other in links[:place]))
                 items = entry.iterator = link._stage.start(items, own)
         return items
+
+
+def _items_of(source: Any, rows: Rows, numbers: Iterator[Ids], lifetime: Lifetime) -> Iterator[Any]:
+    """The items of a source that have these numbers."""
+    if isinstance(rows, MixedRows):
+        return rows.open(numbers, lifetime)
+    items: Iterator[Any] = source._numbered(rows, numbers, lifetime)
+    return items
+
+
+class _PlannedBranch(NamedTuple):
+    """A stream of a mix that is planned: its places, its plan, and the context it is opened in first."""
+
+    links: list[Composable[Any]]
+    planned: Planned
+    context: Context
+
+
+class MixedRows(Rows):
+    """The items of several planned streams: those of each are counted on from those of the stream before it.
+
+    Args:
+        branches: The streams.
+    """
+
+    scattered: ClassVar[bool] = False
+
+    def __init__(self, branches: Sequence[_PlannedBranch]) -> None:
+        self._branches = branches
+        self._starts = np.cumsum([0, *(len(branch.planned.rows) for branch in branches)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def open(self, numbers: Iterator[Ids], lifetime: Lifetime) -> Iterator[Any]:
+        """The items of some numbers. Each stream makes its own one after the other, perhaps ahead of the others."""
+        turns = _Turns(numbers, self._starts)
+        streams = [
+            branch.planned.open(branch.links, branch.context, lifetime.child(f"branch {index}"), turns.numbers(index))
+            for index, branch in enumerate(self._branches)
+        ]
+        for index in turns:
+            for item in streams[index]:
+                yield item
+                break
+
+    def fingerprint(self) -> dict[str, Any]:
+        parts = [branch.planned.rows.fingerprint() for branch in self._branches]
+        return {"rows": len(self), "streams": len(parts), "parts": parts[:_TOLD], "sum": digest_of(parts)}
+
+    def difference(self, fingerprint: dict[str, Any]) -> str:
+        told = fingerprint.get("parts")
+        for index, (branch, part) in enumerate(zip(self._branches, told if isinstance(told, list) else [], strict=False)):
+            if isinstance(part, dict) and part != branch.planned.rows.fingerprint():
+                return f"in stream {index} of the mix, {branch.planned.rows.difference(part)}"
+        return super().difference(fingerprint)
+
+
+class _Turns(Iterator[int]):
+    """Whose turn it is in a mix, and the numbers that each stream is to give. Streams may ask from threads of their own."""
+
+    def __init__(self, numbers: Iterator[Ids], starts: Ids) -> None:
+        self._numbers = numbers
+        self._starts = starts
+        self._lock = Lock()
+        self._turns: deque[int] = deque()
+        self._own: list[deque[Ids]] = [deque() for _ in starts[:-1]]
+
+    def __next__(self) -> int:
+        with self._lock:
+            while not self._turns:
+                if not self._more():
+                    raise StopIteration
+            return self._turns.popleft()
+
+    def numbers(self, stream: int) -> Iterator[Ids]:
+        """Those of one stream, block by block."""
+        while True:
+            with self._lock:
+                while not self._own[stream]:
+                    if not self._more():
+                        return
+                block = self._own[stream].popleft()
+            yield block
+
+    def _more(self) -> bool:
+        block = next(self._numbers, None)
+        if block is None:
+            return False
+        streams = np.searchsorted(self._starts, block, side="right") - 1
+        self._turns.extend(streams.tolist())
+        for stream in np.unique(streams).tolist():
+            self._own[stream].append(block[streams == stream] - self._starts[stream])
+        return True
 
 
 def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planned | None:
@@ -82,7 +196,7 @@ def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planne
     ordering, data = [links[0]], []
     for place, link in enumerate(links[1:], start=1):
         stage = None if link._custom else link._stage
-        if stage is not None and stage.one_to_one and stage.wanted is None:
+        if _makes_one(link):
             data.append(link)
             continue
         further = None if stage is None else _further(order, rows, stage, links[:place], context)
@@ -127,7 +241,11 @@ class Numbered(Source[Any]):
         return seed_before(self.planned.ordering)
 
     def _items(self, context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
-        return self._numbered(self.planned.rows, self.numbers(), lifetime)
+        return self.items_of(self.numbers(), lifetime)
+
+    def items_of(self, numbers: Iterator[Ids], lifetime: Lifetime) -> Iterator[Any]:
+        """The items of these numbers."""
+        return _items_of(self, self.planned.rows, numbers, lifetime)
 
     def _describe(self) -> str:
         return self._first._describe()
@@ -140,7 +258,40 @@ def _begun(first: Composable[Any], context: Context) -> tuple[Order, Rows] | Non
     if type(first) is IterableSource:
         rows = rows_of(first.source)
         return None if rows is None else (Straight(len(rows)), rows)
-    return None
+    return _mixed(first, context.below(0)) if isinstance(first, Mix) else None
+
+
+def _mixed(mix: Mix[Any], context: Context) -> tuple[Order, Rows] | None:
+    """The order of a mix whose streams are all planned."""
+    branches: list[_PlannedBranch] = []
+    for index, branch in enumerate(mix.branches):
+        links, own = branch._links(), context.below("branch", index, 0)
+        planned = planned_prefix(links, own)
+        if planned is None or not all(_makes_one(link) for link in links[planned.count :]):
+            return None
+        branches.append(_PlannedBranch(links, planned, own))
+
+    def order_of(index: int, opening: int) -> Order:
+        again = planned_prefix(branches[index].links, context.below("branch", index, opening)) if opening else None
+        return branches[index].planned.order if again is None else again.order
+
+    orders = tuple(partial(order_of, index) for index in range(len(branches)))
+    rows = MixedRows(branches)
+    seed, epoch, path = getattr(mix, "seed", None), context.epoch, context.path
+    if isinstance(mix, IterableSamplerSource):
+        return Sampled(orders, tuple(mix.probs), seed, epoch, path), rows
+    if not isinstance(mix, Multiplexer):
+        return None
+    if not mix._draws:
+        return InTurn(orders), rows
+    reinits = None if mix.max_reinits == sys.maxsize else mix.max_reinits
+    return Drawn(orders, tuple(mix.sampling_probas), seed, epoch, path, reinits), rows
+
+
+def _makes_one(link: Composable[Any]) -> bool:
+    """Whether a place makes one item of each, and needs not know which one it is."""
+    stage = None if link._custom else link._stage
+    return stage is not None and stage.one_to_one and stage.wanted is None
 
 
 def _further(

@@ -1,6 +1,5 @@
 """The plan of an epoch: which sample comes at which position, and who gets it. Arithmetic on numbers, nothing else."""
 
-from squirrel_torch.plan.batches import batches_of
 from squirrel_torch.plan.deal import Deal, Tail
 from squirrel_torch.plan.drawing import Drawn, Sampled
 from squirrel_torch.plan.mixing import Branch, InTurn, Mixed
@@ -27,7 +26,6 @@ __all__ = [
     "Tail",
     "Taken",
     "Windowed",
-    "batches_of",
     "permutation_key",
     "permute",
 ]

@@ -24,9 +24,9 @@ from squirrel_torch.execution import (
     choose_place,
     portable_executor,
 )
-from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.following import Followed, Progress, Pulled
 from squirrel_torch.iterstream.keyed import Wanted, wanted_by
+from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 
 __all__ = ["AsyncMap"]

@@ -9,8 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_callable
-from squirrel_torch.execution.numba import compiled, require_numba
 from squirrel_torch.errors import ReplayMismatch, StateError
+from squirrel_torch.execution.numba import compiled, require_numba
 from squirrel_torch.iterstream.keyed import Keys, Wanted, wanted_by
 from squirrel_torch.iterstream.stage import Following, Id, Stage, Step
 
