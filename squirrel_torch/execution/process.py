@@ -54,6 +54,11 @@ class Page:
             faulthandler.register(_DUMP, file=self.shared.handle, all_threads=True)
             self.shared.memory[_LISTENS] = 1
 
+    @property
+    def listens(self) -> bool:
+        """Whether the other side is ready to say where it is."""
+        return self.shared.memory[_LISTENS] != 0
+
     def ask_stack(self, pid: int, ours: str) -> str:
         """Where the threads of the other side are; empty if it does not say.
 
@@ -61,7 +66,7 @@ class Page:
             pid: Its process id. It must not have been waited for.
             ours: Part of the name of the file whose frames are the same for all callbacks: it ends each stack.
         """
-        if _DUMP is None or not self.shared.memory[_LISTENS]:
+        if _DUMP is None or not self.listens:
             return ""  # the signal would end it
         self.shared.memory[_STACK_AT:] = bytes(self.shared.size - _STACK_AT)
         os.lseek(self.shared.handle, _STACK_AT, os.SEEK_SET)  # the descriptors of both sides share the place
