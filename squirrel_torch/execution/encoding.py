@@ -18,7 +18,7 @@ _ALIGNED: Final = 64
 """Where numbers begin in memory: at multiples of this, a line of the cache."""
 
 _SMALL: Final = 1 << 18
-"""Up to so many bytes numpy copies faster than torch: it takes less to begin with, and has no threads to wake."""
+"""Up to so many bytes numpy copies faster than torch: it takes less to begin with, and wakes no threads."""
 
 _NUMBERS: Final = {
     getattr(torch, name): name
@@ -68,7 +68,8 @@ class Encoded:
                 if leaf.nbytes:
                     np.copyto(np.ndarray(leaf.shape, leaf.dtype, memory, start, order=_order(leaf)), leaf)
             elif leaf.nbytes:
-                _put(leaf, memory, start)
+                # Not by way of numpy, which would be a bit faster: a tensor that numpy has seen can't be resized any more.
+                _look(memory, start, leaf, _strides(leaf)).copy_(leaf)
             start += _room(leaf.nbytes)
 
 
@@ -180,19 +181,6 @@ def _array(reader: _Reader, dtype: Any, shape: tuple[int, ...], order: Any) -> n
     if array.nbytes:
         np.copyto(array, np.ndarray(shape, array.dtype, reader.memory, reader.next(array.nbytes), order=order))
     return array
-
-
-def _put(tensor: torch.Tensor, memory: Any, start: int) -> None:
-    dtype = _BOTH.get(tensor.dtype)
-    if dtype is not None and tensor.nbytes <= _SMALL and _as_usual(tensor):
-        np.copyto(np.ndarray(tensor.shape, dtype, memory, start), tensor.numpy())
-    else:
-        _look(memory, start, tensor, _strides(tensor)).copy_(tensor)
-
-
-def _as_usual(tensor: torch.Tensor) -> bool:
-    """Whether the numbers are there, one after the other, as they are."""
-    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _look(memory: Any, start: int, like: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:

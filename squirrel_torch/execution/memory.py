@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 from contextlib import suppress
 
@@ -33,7 +34,7 @@ class SharedMemory:
                 raise
         self.size = size
         self.handle = handle
-        self.memory = mmap.mmap(handle, size)
+        self.memory = _map(handle, size)
 
     def grow(self, size: int) -> None:
         """Make it larger, for all who see it; they have to `follow`.
@@ -49,7 +50,7 @@ class SharedMemory:
         self._see(os.fstat(self.handle).st_size)
 
     def _see(self, size: int) -> None:
-        before, self.memory = self.memory, mmap.mmap(self.handle, size)
+        before, self.memory = self.memory, _map(self.handle, size)
         self.size = size
         _unmap(before)
 
@@ -59,6 +60,12 @@ class SharedMemory:
             os.close(self.handle)
             self.handle = -1
             _unmap(self.memory)
+
+
+def _map(handle: int, size: int) -> mmap.mmap:
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(handle, size, trackfd=False)
+    return mmap.mmap(handle, size)  # with a descriptor of its own
 
 
 def _unmap(memory: mmap.mmap) -> None:

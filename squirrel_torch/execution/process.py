@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import takewhile
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -198,6 +198,7 @@ class OwnProcess(Generic[P]):
         page: What both sides see; closed with the rest.
         name: Of the process.
         tied: Whether it ends with the thread that starts it, too.
+        owned: What else is closed with it, and in forks of this process.
         given_up: Whether nobody waits for it any more.
 
     Raises:
@@ -214,15 +215,16 @@ class OwnProcess(Generic[P]):
         name: str,
         *,
         tied: bool,
+        owned: Sequence[Closable] = (),
         given_up: Callable[[], bool] = _never,
     ) -> None:
         self.page = page
-        self._owned: list[Closable] = [page]
+        self._owned: list[Closable] = [page, *owned]
         try:
             with one_at_a_time(given_up):
                 self._start(context, main, arguments, name, tied)
         except BaseException:
-            page.close()
+            self.let_go()
             raise
 
     def _start(
@@ -230,15 +232,13 @@ class OwnProcess(Generic[P]):
     ) -> None:
         self.connection, there = context.Pipe()
         self.owns(self.connection)
-        here = self.connection if context.get_start_method() == "fork" else None
+        # A fork has all of this too.
+        inherited = tuple(self._owned) if context.get_start_method() == "fork" else ()
         self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
-            target=_run, args=(main, there, here, os.getpid(), tied, type(self.page), arguments), name=name, daemon=True
+            target=_run, args=(main, there, inherited, os.getpid(), tied, type(self.page), arguments), name=name, daemon=True
         )
         try:
-            _start(self.process)
-        except BaseException:
-            self.connection.close()
-            raise
+            _start(self.process, interrupted=context.get_start_method() == "forkserver")
         finally:
             there.close()
         self.pid: int = self.process.pid or 0
@@ -247,7 +247,7 @@ class OwnProcess(Generic[P]):
             send_handle(self.connection, self.page.shared.handle, self.pid)
 
     def owns(self, thing: Closable) -> None:
-        """Let `thing` be closed with the process, and in forks of this one."""
+        """Let `thing`, which is made later, be closed with it as well."""
         self._owned.append(thing)
 
     def is_alive(self) -> bool:
@@ -292,21 +292,41 @@ class OwnProcess(Generic[P]):
             os.close(handle)
 
 
-def _start(process: Any) -> None:
+def _start(process: Any, *, interrupted: bool) -> None:
     """Start a process also where multiprocessing would not let one: in a worker of a DataLoader, which is a daemon itself.
 
     It forbids that because such children may outlive their parent; ours see to it that they don't.
+
+    Args:
+        process: The process.
+        interrupted: Whether Ctrl-C may come through while it starts.
     """
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private
     daemon = config.get("daemon")
     config["daemon"] = False
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if interrupted else _uninterrupted():
             # From 3.12 on Python warns of every fork in a process with threads. The child touches none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
     finally:
         config["daemon"] = daemon
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C from a child until it has said that it does not care: it would print a traceback from deep in an import.
+
+    What is kept from this thread is kept from its children too. (A fork server would keep it from those of others.)
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # -- the side of the child ---------------------------------------------------------------------------------------------
@@ -315,7 +335,7 @@ def _start(process: Any) -> None:
 def _run(
     main: Callable[..., object],
     connection: Connection,
-    other: Connection | None,
+    inherited: Sequence[Closable],
     parent: int,
     tied: bool,
     page: type[Page],
@@ -326,16 +346,18 @@ def _run(
     Args:
         main: What it does then.
         connection: To the parent, which sends the handle of a page first.
-        other: The parent's end of it, if this process is a fork and has it too.
+        inherited: What this process has of the parent's, being a fork.
         parent: Its process id.
         tied: Whether to end with the thread that started it, too.
         page: The class of the page.
         arguments: For `main`.
     """
-    if other is not None:
-        other.close()
+    for thing in inherited:
+        thing.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have children
     _die_with(parent, tied)
     try:

@@ -196,12 +196,8 @@ class _Opener:
         # To end with the thread that starts them is right only for the main thread: another may end long before.
         tied = threading.current_thread() is threading.main_thread()
         name = f"squirrel_torch_worker_{place.worker}"
-        try:
-            process = OwnProcess(self._context, serve_passes, (self._luggage.pack(), place), page, name, tied=tied)
-        except BaseException:
-            memory.close()
-            raise
-        process.owns(memory)
+        arguments = self._luggage.pack(), place
+        process = OwnProcess(self._context, serve_passes, arguments, page, name, tied=tied, owned=[memory])
         with suppress(OSError):  # it has ended already: reading will tell
             send_handle(process.connection, memory.handle, process.pid)
         return process, memory
