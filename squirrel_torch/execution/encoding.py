@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from ctypes import addressof, c_char, memmove
 from io import BytesIO
 from itertools import repeat
 from typing import Any, Final
@@ -17,8 +18,8 @@ __all__ = ["Encoded", "decode", "encode"]
 _ALIGNED: Final = 64
 """Where numbers begin in memory: at multiples of this, a line of the cache."""
 
-_SMALL: Final = 1 << 18
-"""Up to so many bytes numpy copies faster than torch: it takes less to begin with, and wakes no threads."""
+_LARGE: Final = 1 << 20
+"""Tensors of so many bytes are copied by torch, which has threads for that; for others it would take longer to begin."""
 
 _NUMBERS: Final = {
     getattr(torch, name): name
@@ -30,9 +31,6 @@ _NUMBERS: Final = {
     if hasattr(torch, name)
 }
 """The types of tensors that are plain bytes, and their names."""
-
-_BOTH: Final = {kind: np.dtype(name) for kind, name in _NUMBERS.items() if name in np.sctypeDict}
-"""Those of them that numpy has too."""
 
 _PLAIN_KINDS: Final = frozenset("biufcmMSUV")
 
@@ -63,14 +61,31 @@ class Encoded:
             memory: Any writable buffer.
             start: Where in it; a multiple of 64 is best.
         """
+        if not self.size:
+            return
+        held = c_char.from_buffer(memory)  # as long as this lives, the memory stays where it is
+        address = addressof(held)
         for leaf in self._leaves:
             if isinstance(leaf, np.ndarray):
                 if leaf.nbytes:
                     np.copyto(np.ndarray(leaf.shape, leaf.dtype, memory, start, order=_order(leaf)), leaf)
             elif leaf.nbytes:
-                # Not by way of numpy, which would be a bit faster: a tensor that numpy has seen can't be resized any more.
-                _look(memory, start, leaf, _strides(leaf)).copy_(leaf)
+                _write_tensor(leaf, memory, start, address)
             start += _room(leaf.nbytes)
+
+
+def _write_tensor(tensor: torch.Tensor, memory: Any, start: int, address: int) -> None:
+    size = tensor.nbytes
+    # Numpy would be as fast, but a tensor that it has seen can't be resized any more.
+    if size < _LARGE and _as_usual(tensor) and (source := tensor.data_ptr()):
+        memmove(address + start, source, size)
+    else:
+        _look(memory, start, tensor, _strides(tensor)).copy_(tensor)
+
+
+def _as_usual(tensor: torch.Tensor) -> bool:
+    """Whether the numbers are there, one after the other, as they are."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 class _Encoder(pickle.Pickler):
@@ -136,7 +151,7 @@ def decode(pickled: Any, memory: Any, start: int, *, pinned: bool = False) -> An
 
     Args:
         pickled: The small part, as bytes or a view of them.
-        memory: Where the numbers are.
+        memory: Where the numbers are: any writable buffer that is not empty.
         start: From where on.
         pinned: Whether tensors shall be in memory from which CUDA copies without waiting.
 
@@ -149,9 +164,13 @@ def decode(pickled: Any, memory: Any, start: int, *, pinned: bool = False) -> An
 class _Reader:
     """Hands out the numbers, one array after the other."""
 
+    __slots__ = ("_held", "address", "memory", "pinned", "start")
+
     def __init__(self, memory: Any, start: int, pinned: bool) -> None:
         self.memory = memory
         self.start = start
+        self._held = c_char.from_buffer(memory)  # as long as this lives, the memory stays where it is
+        self.address = addressof(self._held)
         self.pinned = pinned
 
     def next(self, size: int) -> int:
@@ -169,8 +188,8 @@ def _tensor(reader: _Reader, name: str, shape: tuple[int, ...], strides: tuple[i
         tensor = torch.empty_strided(shape, strides, dtype=dtype, pin_memory=reader.pinned)
     if size := tensor.nbytes:
         start = reader.next(size)
-        if size <= _SMALL and strides is None and dtype in _BOTH:
-            np.copyto(tensor.numpy(), np.ndarray(shape, _BOTH[dtype], reader.memory, start))
+        if size < _LARGE:
+            memmove(tensor.data_ptr(), reader.address + start, size)
         else:
             tensor.copy_(_look(reader.memory, start, tensor, strides))
     return tensor
