@@ -104,8 +104,8 @@ def _in_place(buffer: pickle.PickleBuffer) -> bool:
 def _reduced(value: Any, leaves: list[torch.Tensor | npt.NDArray[Any]]) -> Any:
     kind = type(value)
     if kind is torch.Tensor and _plain(value):
-        leaves.append(value)
-        return _tensor, (_LEAF, _NUMBERS[value.dtype], tuple(value.shape), _strides(value))
+        leaves.append(value.detach() if value.requires_grad else value)
+        return _tensor, (_LEAF, _NUMBERS[value.dtype], tuple(value.shape), _strides(value), value.requires_grad)
     if kind is np.ndarray and (dtype := value.dtype).kind in _PLAIN_KINDS and not dtype.hasobject:
         leaves.append(value)
         # A name is shorter than a dtype, where it says the same.
@@ -115,6 +115,8 @@ def _reduced(value: Any, leaves: list[torch.Tensor | npt.NDArray[Any]]) -> Any:
 
 def encode(message: Any) -> Encoded:
     """`message`, ready to be copied. Arrays and tensors in it must not change before they were written.
+
+    A tensor that requires grad will do so over there, without its graph.
 
     Raises:
         Exception: Whatever pickling raises.
@@ -180,7 +182,7 @@ class _Reader:
         return start
 
 
-def _tensor(reader: _Reader, name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> torch.Tensor:
+def _tensor(reader: _Reader, name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None, learns: bool) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, name)
     if strides is None:
         tensor = torch.empty(shape, dtype=dtype, pin_memory=reader.pinned)
@@ -192,7 +194,7 @@ def _tensor(reader: _Reader, name: str, shape: tuple[int, ...], strides: tuple[i
             memmove(tensor.data_ptr(), reader.address + start, size)
         else:
             tensor.copy_(_look(reader.memory, start, tensor, strides))
-    return tensor
+    return tensor.requires_grad_() if learns else tensor
 
 
 def _array(reader: _Reader, dtype: Any, shape: tuple[int, ...], order: Any) -> npt.NDArray[Any]:
@@ -209,11 +211,10 @@ def _look(memory: Any, start: int, like: torch.Tensor, strides: tuple[int, ...] 
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is its numbers, and nothing else."""
+    """Whether a tensor is its numbers, and nothing else but that it may require grad."""
     return (
         tensor.is_cpu
         and tensor.layout is torch.strided
-        and not tensor.requires_grad
         and tensor.dtype in _NUMBERS
         and not tensor.is_nested
         and not tensor.__dict__

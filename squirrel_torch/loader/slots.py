@@ -12,7 +12,8 @@ __all__ = ["FIRST_BYTES", "Slots"]
 FIRST_BYTES: Final = 4096
 """What is shared to begin with; it grows with the batches."""
 
-_LEAST_GROWTH: Final = 1 << 20
+_STEP: Final = 1 << 20
+"""It grows by a quarter more than is needed, to a multiple of this."""
 
 
 class Slots:
@@ -49,7 +50,7 @@ class Slots:
         if size > self._most:
             return False
         try:
-            self.shared.grow(min(max(1 << (size - 1).bit_length(), _LEAST_GROWTH), self._most))
+            self.shared.grow(min(-(-size * 5 // 4 // _STEP) * _STEP, self._most))
         except OSError:
             self._most = self.shared.size  # there is no more to be had
             return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import select
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import cache
 from math import inf
 from mmap import mmap
 from multiprocessing.reduction import send_handle
@@ -64,7 +66,7 @@ class Workers:
         pinned: Whether tensors are put into pinned memory, where CUDA is available.
 
     Raises:
-        PipelineError: If there is no memory to share.
+        PipelineError: If there is no memory to share, or the system is not one of the family of Unix.
         TypeError: If an argument is of the wrong type.
         ValueError: If a number is too small, or there is no such start method.
     """
@@ -92,6 +94,8 @@ class Workers:
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             known = ", ".join(map(repr, multiprocessing.get_all_start_methods()))
             raise ValueError(f"start_method must be one of {known} or None, got {start_method!r}")
+        if not hasattr(select, "poll"):
+            raise PipelineError("worker processes need select.poll, which this system does not have")
         self._timeout = float(timeout)
         self._pinned = pinned
         self._passes = 0
@@ -125,12 +129,15 @@ class Workers:
 
         Raises:
             ClosedRunError: If they have been closed.
-            ValueError: If there are more or fewer seeds than workers.
+            ValueError: If there are more or fewer seeds than workers, or one is no number of 64 bits.
             Exception: Whatever pickling `work` raises.
         """
         self._check_open()
         if len(seeds) != len(self._workers):
             raise ValueError(f"seeds must be {len(self._workers)}, one for each worker, got {len(seeds)}")
+        for seed in seeds:
+            if not 0 <= seed < 1 << 64:
+                raise ValueError(f"a seed must be from 0 to 2**64 - 1, got {seed!r}")
         data = portable_bytes(work)
         self._passes += 1
         for worker, seed in zip(self._workers, seeds, strict=True):
@@ -149,7 +156,7 @@ class Workers:
         self._check_open()
         if not self._passes:
             raise PipelineError("no pass was started: call start() before receive()")
-        return self._workers[worker].receive(self._timeout, pinned=self._pinned and torch.cuda.is_available())
+        return self._workers[worker].receive(self._timeout, pinned=self._pinned and _cuda())
 
     def poll(self, worker: int) -> bool:
         """Whether `receive` would not have to wait."""
@@ -163,6 +170,12 @@ class Workers:
     def close(self) -> None:
         """End the processes. A worker that is busy has half a second to come to its end."""
         self._finalizer()
+
+
+@cache
+def _cuda() -> bool:
+    """Whether there is CUDA. Asked as late as can be: processes that are forked afterwards can't use it any more."""
+    return torch.cuda.is_available()
 
 
 def _close(workers: list[_Worker], owner: int) -> None:

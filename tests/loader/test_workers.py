@@ -13,22 +13,40 @@ import time
 from collections import Counter, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import get_worker_info
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import default_collate, get_worker_info
 
 from squirrel_torch import ClosedRunError, IterableSource, PipelineError, StageTimeout, WorkerDiedError
+from squirrel_torch.execution.encoding import decode, encode
 from squirrel_torch.loader.workers import END, Workers
+from tests.execution.test_encoding import MESSAGES, same
 from tests.support import run_script
 
 METHODS = ["fork", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("forkserver", marks=pytest.mark.slow)]
 
 
+opened = WeakSet()
+
+
+@pytest.fixture(autouse=True)
+def closed(nothing_left_behind):
+    """Close what a test that failed has left open: it is not what the next one should fail of."""
+    yield
+    for workers in list(opened):
+        workers.close()
+
+
 def passes(serve, count=1, **options):
     """Workers whose processes are copies of this one, unless told otherwise."""
-    return Workers(serve, count, **{"start_method": "fork", **options})
+    workers = Workers(serve, count, **{"start_method": "fork", **options})
+    opened.add(workers)
+    return workers
 
 
 def rest(workers, worker=0):
@@ -245,6 +263,8 @@ class TestPasses:
             workers.receive(0)
         with pytest.raises(ValueError, match="seeds must be 2, one for each worker, got 1"):
             workers.start(1, [0])
+        with pytest.raises(ValueError, match=r"a seed must be from 0 to 2\*\*64 - 1, got -1"):
+            workers.start(1, [0, -1])
         workers.close()
         workers.close()
         for call in (lambda: workers.receive(0), lambda: workers.poll(0), lambda: workers.start(1, [0, 0])):
@@ -371,6 +391,31 @@ class TestHandOver:
         assert received["sample"].name == "a"
         assert received[3] == batch[3]
 
+    @pytest.mark.filterwarnings("ignore:ComplexHalf")
+    def test_anything(self):
+        def serve(work, worker, count):
+            for pickled, memory in work:
+                yield len(memory), decode(pickled, memory, 0)
+
+        workers = passes(serve, prefetch=3)
+
+        @settings(max_examples=30)
+        @given(st.lists(MESSAGES, max_size=6))
+        def round_trip(messages):
+            work = []
+            for message in messages:
+                encoded = encode(message)
+                work.append((encoded.pickled, bytearray(encoded.size + 1)))
+                encoded.write(work[-1][1], 0)
+            workers.start(work, [0])
+            received = rest(workers)
+            assert [ticket for ticket, _ in received] == [len(memory) for _, memory in work]
+            for (_, found), message in zip(received, messages, strict=True):
+                same(found, message)
+
+        round_trip()
+        workers.close()
+
     def test_what_was_received_is_the_receivers_own(self):
         def serve(work, worker, count):
             x, a = torch.zeros(5000), np.zeros(5000)
@@ -428,6 +473,23 @@ class TestHandOver:
             with pytest.raises(ValueError, match="invalid literal"):
                 workers.receive(0)
         workers.close()
+
+    def test_default_collate_shares_nothing_by_itself(self):
+        def serve(work, worker, count):
+            samples = [{"x": torch.full((3,), float(n)), "a": np.full(2, n), "n": n} for n in range(4)]
+            collated = default_collate(samples)
+            yield [collated[key].is_shared() for key in "xan"], collated
+            default_collate([torch.eye(2).to_sparse()] * 2)
+
+        workers = passes(serve)
+        workers.start(None, [0])
+        shared, batch = workers.receive(0)
+        assert shared == [False, False, False]
+        assert batch["x"].tolist() == [[n] * 3 for n in range(4)]
+        assert batch["a"].tolist() == [[n] * 2 for n in range(4)]
+        assert batch["n"].tolist() == [0, 1, 2, 3]
+        with pytest.raises(RuntimeError, match="sparse tensors are not currently supported"):
+            workers.receive(0)
 
     def test_pinned_without_cuda_is_nothing(self):
         (received,) = self.sent({"x": torch.arange(5)}, pinned=True)
