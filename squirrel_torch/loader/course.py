@@ -5,21 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from squirrel_torch.errors import FingerprintMismatch, StateError
 from squirrel_torch.iterstream.layout import Layout, require_same_chain, signature
 from squirrel_torch.loader.work import Work
+from squirrel_torch.loader.workers import END
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
 __all__ = ["END", "Course", "Hands", "World"]
 
 P = TypeVar("P")
-
-END: Final = object()
-"""What a worker has to give behind its last batch."""
-
 
 @dataclass(frozen=True)
 class World:
@@ -42,9 +39,6 @@ class Hands(Protocol):
 
     def receive(self, worker: int) -> Any:
         """The next (ticket, batch) of a worker, waited for; `END` behind the last."""
-
-    def leave(self) -> None:
-        """Leave the pass that goes on."""
 
     def close(self) -> None:
         """End what goes on, for good."""

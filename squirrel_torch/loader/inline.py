@@ -24,19 +24,15 @@ class Inline:
 
     def start(self, work: Work, seeds: Sequence[int]) -> None:
         """Begin a pass."""
-        self.leave()
+        self.close()
         self._batches = self._serve(work, 0, 1)
 
     def receive(self, worker: int) -> Any:
         """The next (ticket, batch), made now; `END` behind the last."""
         return next(self._batches, END)
 
-    def leave(self) -> None:
-        """Leave the pass that goes on."""
+    def close(self) -> None:
+        """End the pass."""
         close = getattr(self._batches, "close", None)
         if close is not None:
             close()
-
-    def close(self) -> None:
-        """End the pass."""
-        self.leave()

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from squirrel_torch.checks import require_at_least, require_epoch
+from squirrel_torch.errors import ClosedRunError, ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
 from squirrel_torch.iterstream.planned import planned_prefix
@@ -25,7 +26,7 @@ from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
 from squirrel_torch.loader.streamed import StreamedCourse, split_place
-from squirrel_torch.loader.work import Serve
+from squirrel_torch.loader.work import Nothing, Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
 from squirrel_torch.plan.state import seal, unseal
@@ -259,6 +260,7 @@ class StreamLoader(DataLoader[T_co]):
             worker_init_fn=self.worker_init_fn,
             timeout=self.timeout,
             dataset=self.dataset,
+            pinned=self.pin_memory,
         )
         if self.persistent_workers:
             self._workers = workers
@@ -314,7 +316,7 @@ class _Batches(Iterator[T_co]):
             if not self._keeps:
                 self._hands.close()
             elif after is not None:
-                self._hands.leave()
+                self._hands.start(Nothing(), [0] * self._loader.num_workers)
 
 
 def _dataset(

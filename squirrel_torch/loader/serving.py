@@ -1,182 +1,206 @@
-"""What a worker process of a loader does."""
+"""What a worker process does: passes, one after the other."""
 
 from __future__ import annotations
 
+import logging
 import pickle
-import select
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import current_process
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
 import torch
-from torch.utils.data._utils import worker as torch_worker
+import torch.utils.data._utils.worker as torch_worker
+from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
 from squirrel_torch.execution.carry import Carried
-from squirrel_torch.execution.channel import ChannelClosed
-from squirrel_torch.execution.child import Control, die_with, seed_generators
-from squirrel_torch.loader.slots import BATCH, END, FAILED, Sender
+from squirrel_torch.execution.encoding import encode
+from squirrel_torch.execution.memory import SharedMemory
+from squirrel_torch.execution.process import Luggage, Page, seed_generators
+from squirrel_torch.loader.line import Frame, Line, Order, read_orders
+from squirrel_torch.loader.slots import FIRST_BYTES, Slots
 
-__all__ = ["CREDIT", "LEAVE", "START", "Serve", "Start", "run_worker"]
+__all__ = ["Place", "Serve", "serve_passes"]
 
-START, LEAVE, CREDIT = b"s", b"l", b"c"
+_log = logging.getLogger(__name__)
 
-Order = tuple[int, Any, int]
-"""The number of a pass, its work, and a seed."""
+_INLINE: Final = 1024
+"""Up to so many pickled bytes go through the pipe; more of them through shared memory, like the numbers."""
+
+_END: Final[Any] = object()
 
 
 class Serve(Protocol):
-    """Makes batches, in a worker."""
+    """What workers do; carried to them once."""
 
-    def __call__(self, work: Any, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
-        """(ticket, batch) one after the other, of one pass.
+    def __call__(self, work: Any, worker: int, count: int) -> Iterable[tuple[Any, Any]]:
+        """The tickets and batches of one pass.
 
         Args:
-            work: What the pass is.
-            worker: The number of this worker.
+            work: What the main process gave to `Workers.start`.
+            worker: Which of the workers this is, from 0.
             count: How many there are.
+
+        Returns:
+            An iterator over (ticket, batch). Its `close`, if it has one, is called when the pass ends early.
         """
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a new worker is told.
+class Place:
+    """Who a worker is, and how much it may do ahead.
 
     Args:
-        serve: Makes batches.
-        count: How many workers there are.
-        prefetch: How many batches it may be ahead.
-        init: Called with its number, before it makes anything.
-        dataset: For `get_worker_info`.
+        worker: Its number.
+        count: How many there are.
+        prefetch: Batches that it makes before the first of them is taken.
+        most_bytes: Of shared memory.
     """
 
-    serve: Serve
+    worker: int
     count: int
     prefetch: int
-    init: Callable[[int], object] | None
-    dataset: Any
+    most_bytes: int
 
 
-def run_worker(connection: Connection, other: Connection | None, parent: int, number: int, packed: Any) -> None:
-    """Make batches until the other side is gone; the main function of the process.
+def serve_passes(connection: Connection, _: Page, packed: Any, place: Place) -> None:
+    """Serve passes until the main process hangs up; what runs as the process's main function.
 
     Args:
-        connection: To the parent, which sends the handle of a `Control` first.
-        other: The parent's end of it, if this process is a fork and has it too.
-        parent: Its process id.
-        number: Of this worker.
-        packed: A `Start`, or the bytes of one.
+        connection: To the main process, which sends a handle of the memory for the batches first.
+        _: What both sides see, besides.
+        packed: A `Serve`, the dataset and the worker_init_fn, as `Luggage` packs them.
+        place: Who this is.
     """
-    if other is not None:
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent sees to it
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # callbacks may start processes of their own
-    die_with(parent, thread=False)
-    Control(recv_handle(connection)).take_stacks()
-    with suppress(ChannelClosed):  # the other side is gone, or does not listen any more
-        _Worker(connection, parent, number).run(packed)
+    shared = SharedMemory(FIRST_BYTES, recv_handle(connection))
+    if default_collate_fn_map[torch.Tensor] is collate_tensor_fn:
+        default_collate_fn_map[torch.Tensor] = _collate_tensors
+    server = _Server(Line(connection), Slots(shared, place.most_bytes), place)
+    server.unpack(packed)
+    while (order := server.next_order()) is not None:
+        server.serve(order)
 
 
-class _Worker:
-    """One worker: the pass it is at, and how far it may be ahead."""
+def _collate_tensors(tensors: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
+    """Tensors on a stack, for `default_collate`. Torch's own would make new shared memory for each, for its own hand-over."""
+    first: torch.Tensor = tensors[0]
+    if first.is_nested or first.layout is not torch.strided:
+        stacked: torch.Tensor = collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
+        return stacked
+    return torch.stack(tensors, 0)
 
-    def __init__(self, connection: Connection, parent: int, number: int) -> None:
-        self._connection = connection
-        self._parent = parent
-        self._number = number
-        self._poll = select.poll() if hasattr(select, "poll") else None
-        if self._poll is not None:
-            self._poll.register(connection.fileno(), select.POLLIN)
-        self._credits = 0
-        self._order: Order | None = None
 
-    def run(self, packed: Any) -> None:
+class _Server:
+    def __init__(self, line: Line, slots: Slots, place: Place) -> None:
+        self._line = line
+        self._slots = slots
+        self._place = place
+        self._waiting: Order | None = None
+        self._broken: Exception | None = None
+        self._begun = False
+
+    def unpack(self, packed: Any) -> None:
+        """Open the luggage. What fails is raised in the first pass, where somebody hears it."""
+        self._serve: Serve
+        self._dataset: Any
+        self._worker_init_fn: Callable[[int], object] | None
         try:
-            start: Start = pickle.loads(packed) if isinstance(packed, bytes) else packed  # noqa: S301  # of the parent
-            torch.set_num_threads(1)
-            self._be(start, 0)
-            if start.init is not None:
-                start.init(self._number)
-        except Exception as error:  # noqa: BLE001  # raised where batches are asked for
-            self._refuse(error)
-        sender = Sender(self._connection, self._parent, start.prefetch)
-        order = self._next_order()
-        while True:
-            order = self._made(start, sender, *order) or self._next_order()
+            self._serve, self._dataset, self._worker_init_fn = Luggage.unpack(packed)
+        except Exception as error:  # noqa: BLE001  # see above
+            self._broken = error
 
-    def _refuse(self, error: Exception) -> NoReturn:
-        """Answer every order with `error`."""
-        sender = Sender(self._connection, self._parent, 1)
-        while True:
-            sender.send(FAILED, self._next_order()[0], Carried(error))
+    def next_order(self) -> Order | None:
+        """The pass to begin; None if the main process is gone."""
+        while self._waiting is None and not self._line.closed:
+            self._listen(None)
+        order, self._waiting = self._waiting, None
+        return None if self._line.closed else order
 
-    def _next_order(self) -> Order:
-        """The next pass to make."""
-        while True:
-            data = self._mail()
-            if data[:1] == START:
-                return _order(data)
+    def _listen(self, seconds: float | None) -> None:
+        if self._line.move(seconds):
+            taken, order = read_orders(self._line.received)
+            for _ in range(min(taken, len(self._slots))):  # those of a pass that has ended count for nothing
+                self._slots.free_oldest()
+            self._waiting = order or self._waiting
 
-    def _be(self, start: Start, seed: int) -> None:
-        """Answer `get_worker_info` as a worker of torch does."""
-        torch_worker._worker_info = torch_worker.WorkerInfo(
-            id=self._number, num_workers=start.count, seed=seed, dataset=start.dataset
-        )
-
-    def _made(self, start: Start, sender: Sender, number: int, work: Any, seed: int) -> Order | None:
-        """Make a pass; the next order, if one came before its end."""
-        self._credits = start.prefetch
-        seed_generators(seed)
-        self._be(start, seed)
-        batches: Iterator[tuple[Any, Any]] | None = None
+    def serve(self, order: Order) -> None:
+        """One pass, to its end or until something else is asked for."""
+        self._slots.free_all()
         try:
-            batches = iter(start.serve(work, self._number, start.count))
-            while self._allowed():
-                for made in batches:
-                    sender.send(BATCH, number, made)
-                    self._credits -= 1
-                    break
-                else:
-                    sender.send(END, number, None)
-                    return None
-        except ChannelClosed:
-            raise
-        except Exception as error:  # noqa: BLE001  # raised where batches are asked for
-            sender.send(FAILED, number, Carried(error))
-            return None
-        finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
-        order, self._order = self._order, None
-        return order
-
-    def _allowed(self) -> bool:
-        """Whether one more batch is wanted, waited for until that is known; if not, there may be a next order."""
-        while self._credits <= 0 or self._has_mail():
-            data = self._mail()
-            if data == CREDIT:
-                self._credits += 1
+            ended = self._served(order)
+        except Exception as error:  # noqa: BLE001  # raised where the batches are consumed
+            if self._wanted:
+                self._say(Frame(Frame.ERROR, order.number, body=pickle.dumps(Carried(error))))
             else:
-                self._order = _order(data) if data[:1] == START else None
-                return False
-        return True
+                _log.warning("worker %d: a pass that was given up failed", self._place.worker, exc_info=error)
+        else:
+            if ended:
+                self._say(Frame(Frame.END, order.number))
 
-    def _mail(self) -> bytes:
-        try:
-            return self._connection.recv_bytes()
-        except (OSError, EOFError) as error:
-            raise ChannelClosed from error
+    def _served(self, order: Order) -> bool:
+        batches = self._begin(order)
+        with ExitStack() as stack:
+            stack.callback(getattr(batches, "close", _nothing))
+            while self._may_go_on():
+                made = next(batches, _END)
+                if made is _END:
+                    return True
+                self._hand_over(order.number, made)
+                del made  # not beside the next one
+        return False
 
-    def _has_mail(self) -> bool:
-        return self._connection.poll(0) if self._poll is None else bool(self._poll.poll(0))
+    def _begin(self, order: Order) -> Iterator[tuple[Any, Any]]:
+        if self._broken is not None:
+            raise self._broken
+        place = self._place
+        seed_generators(order.seed)
+        torch_worker._worker_info = torch_worker.WorkerInfo(
+            id=place.worker, num_workers=place.count, seed=order.seed, dataset=self._dataset
+        )
+        if not self._begun and self._worker_init_fn is not None:
+            try:
+                self._worker_init_fn(place.worker)
+            except Exception as error:
+                self._broken = error
+                raise
+        self._begun = True
+        return iter(self._serve(pickle.loads(order.work), place.worker, place.count))  # noqa: S301  # from the parent
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether somebody waits for the pass that is going on."""
+        return self._waiting is None and not self._line.closed
+
+    def _may_go_on(self) -> bool:
+        """Whether to make one more batch; waits until there is a place for it."""
+        self._listen(0)
+        while self._wanted and len(self._slots) >= self._place.prefetch:
+            self._listen(None)
+        return self._wanted
+
+    def _hand_over(self, number: int, made: tuple[Any, Any]) -> None:
+        encoded = encode(made)
+        pickled, numbers = encoded.pickled, encoded.size
+        inline = len(pickled) <= _INLINE
+        start = self._slots.hold(numbers if inline else numbers + len(pickled))
+        if start is None:
+            body = bytearray(numbers)
+            encoded.write(body, 0)
+            self._say(Frame(Frame.PIPED, number, 0, numbers, len(pickled), body + pickled))
+            return
+        memory = self._slots.shared.memory
+        encoded.write(memory, start)
+        if not inline:
+            memory[start + numbers : start + numbers + len(pickled)] = pickled
+        self._say(Frame(Frame.SHARED, number, start, numbers, len(pickled), pickled if inline else b""))
+
+    def _say(self, frame: Frame) -> None:
+        self._line.post(frame.to_bytes())
+        while self._line.busy and self._wanted:
+            self._listen(None)
 
 
-def _order(data: bytes) -> Order:
-    order: Order = pickle.loads(data[1:])  # noqa: S301  # of the parent
-    return order
+def _nothing() -> None:
+    """What closing an iterator does that has no `close`."""

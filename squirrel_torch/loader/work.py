@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.stages import Batched, ZipIndex
 from squirrel_torch.plan import Deal
 from squirrel_torch.storage import Ids
 
-__all__ = ["PlannedWork", "Serve", "Work", "with_stage"]
+__all__ = ["Nothing", "PlannedWork", "Serve", "Work", "with_stage"]
 
 _END: Final = object()
 _MOST_ROWS: Final = 4096
@@ -45,6 +45,14 @@ class Serve:
 
     def __call__(self, work: Work, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
         return work.batches(self._layout, worker, count)
+
+
+class Nothing:
+    """A pass without batches, for workers that have to leave one."""
+
+    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
+        """None."""
+        return iter(())
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import pickle
 import select
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import wait
-from multiprocessing.reduction import send_handle
-from time import monotonic, monotonic_ns, sleep
+from time import monotonic, monotonic_ns
 from typing import Any
-from weakref import WeakSet
 
 import torch
 
@@ -25,55 +19,25 @@ from squirrel_torch.describe import describe_callable, describe_item
 from squirrel_torch.errors import PipelineError, WorkerDiedError
 from squirrel_torch.execution.call import Call, LocalGate, Outcome
 from squirrel_torch.execution.channel import Channel, ChannelClosed
-from squirrel_torch.execution.child import DUMP_SIGNAL, NO_ITEM, Control, serve
+from squirrel_torch.execution.child import NO_ITEM, Control, serve
 from squirrel_torch.execution.places.crew import Crew
+from squirrel_torch.execution.process import PATIENCE, GivenUp, Luggage, OwnProcess
 from squirrel_torch.execution.watch import Lost, attend
 from squirrel_torch.execution.work import Deliver
 
-__all__ = ["one_at_a_time", "portable_bytes", "processes", "start_process"]
+__all__ = ["processes"]
 
 _numbers = count()
 
 _LOOK = 1.0
 """Seconds after which a silent process is looked at: a pipe tells of a death only if nobody else holds its other end."""
 
-_PATIENCE = 0.5
-"""Seconds that a process gets to end when it has nothing to do any more."""
-
+_OURS = "execution/call.py"
 _IDLE_DEATHS = 3
 _NOT_READY = (
     "a process for async_map ended before it was ready ({}): see what it wrote to stderr (start method {!r}; with "
     'any but "fork" a script needs `if __name__ == "__main__":` around its own code)'
 )
-
-_starting = threading.Lock()
-_children: WeakSet[_Child] = WeakSet()
-
-
-def _forget() -> None:
-    """In a process that was forked meanwhile: keep nothing open that belongs to the children of the other."""
-    global _starting
-    _starting = threading.Lock()  # the other may have been starting one
-    for child in list(_children):
-        with suppress(Exception):
-            child.let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-@contextmanager
-def one_at_a_time(gate: LocalGate | None = None) -> Iterator[None]:
-    """Start one process at a time, so that none inherits what belongs to another that is being started."""
-    lock = _starting
-    while not lock.acquire(timeout=_LOOK / 20):
-        if gate is not None and gate.closed:
-            raise ChannelClosed
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def processes(
@@ -99,32 +63,9 @@ class _Recipe:
     ) -> None:
         self.call = call
         self.context = multiprocessing.get_context(start_method)
-        self.forks = self.context.get_start_method() == "fork"
-        self._start = (call, initializer, initargs)
-        self._bytes: bytes | None = None
-        self._lock = threading.Lock()
+        self.start = Luggage((call, initializer, initargs), self.context)
         # Children that are forked would draw the same random numbers, each of them.
         self.seed = torch.initial_seed() & 0xFFFF_FFFF_FFFF
-
-    def load(self) -> Any:
-        """What a child is handed: the objects where it is a copy of this process, else their bytes."""
-        if self.forks:
-            return self._start
-        with self._lock:
-            if self._bytes is None:
-                self._bytes = portable_bytes(self._start)
-            return self._bytes
-
-
-def portable_bytes(things: Any) -> bytes:
-    """`things` pickled, by cloudpickle where pickle can't."""
-    try:
-        return pickle.dumps(things)
-    except Exception:  # noqa: BLE001  # cloudpickle says why if it can't either
-        import cloudpickle
-
-        data: bytes = cloudpickle.dumps(things)
-        return data
 
 
 class _ProcessRunner:
@@ -167,7 +108,7 @@ class _ProcessVessel:
         try:
             outcome: Outcome = child.reply(call.policy.timeout)
         except _Hangs as hangs:
-            stack = child.stack()
+            stack = child.process.stack(_OURS)
             self.drop()
             raise Lost(hangs.offset, call.too_long(items[hangs.offset], "its process", stack)) from None
         except ChannelClosed:
@@ -209,7 +150,7 @@ class _ProcessVessel:
     def drop(self) -> str:
         """Kill the process, if it still lives; how it ended."""
         child, self._child = self._child, None
-        return "" if child is None else child.kill()
+        return "" if child is None else child.process.kill()
 
     def stop(self) -> None:
         """Start no further item."""
@@ -242,39 +183,32 @@ class _Child:
     """
 
     def __init__(self, recipe: _Recipe, gate: LocalGate) -> None:
-        context, start = recipe.context, recipe.load()
+        context = recipe.context
         number = next(_numbers)
         try:
             self.control = Control()
         except OSError as error:
             raise PipelineError(f"a process for async_map needs a page of memory to share, and has none: {error}") from None
+        arguments = os.getpid(), recipe.start.pack(), recipe.seed + number
+        name = f"squirrel_torch_process_{number}"
         try:
-            with one_at_a_time(gate):
-                here, there = context.Pipe()
-                self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
-                    target=serve,
-                    args=(there, here if recipe.forks else None, os.getpid(), start, recipe.seed + number),
-                    name=f"squirrel_torch_process_{number}",
-                    daemon=True,
-                )
-                start_process(self.process)
-                there.close()
-                self.channel = Channel(here, self.process.pid or 0)
-                _children.add(self)
-        except BaseException:
-            self.control.close()
-            raise
+            # It ends with the thread that starts it, which does with its last chunk.
+            self.process = OwnProcess(context, serve, arguments, self.control, name, tied=True, given_up=lambda: gate.closed)
+        except GivenUp:
+            raise ChannelClosed from None
+        self._connection = self.process.connection
+        self.channel = Channel(self._connection, self.process.pid)
+        self.process.owns(self.channel)
         self._poll = select.poll() if hasattr(select, "poll") else None
         if self._poll is not None:
-            self._poll.register(here.fileno(), select.POLLIN)
-        self._connection = here
+            self._poll.register(self._connection.fileno(), select.POLLIN)
         try:
-            send_handle(here, self.control.shared.handle, self.process.pid)
             said = self.reply(None, gate)
         except (ChannelClosed, OSError):
-            raise WorkerDiedError(_NOT_READY.format(self.kill(), context.get_start_method())) from None
+            how = self.process.kill()
+            raise WorkerDiedError(_NOT_READY.format(how, context.get_start_method())) from None
         if said is not None:
-            self.kill()
+            self.process.kill()
             raise said
         if gate.closed:
             self.control.close_gate()
@@ -303,59 +237,8 @@ class _Child:
             return bool(wait([self._connection], seconds))
         return bool(self._poll.poll(math.ceil(seconds * 1000)))
 
-    def stack(self) -> str:
-        """Where its threads are; empty if it does not say."""
-        if DUMP_SIGNAL is None or self.process.pid is None:
-            return ""
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, DUMP_SIGNAL)
-        end = monotonic() + _PATIENCE
-        stack = self.control.stack()
-        while not stack and monotonic() < end:
-            sleep(0.01)
-            stack = self.control.stack()
-        sleep(0.01)  # the rest of it
-        return self.control.stack()
-
-    def kill(self) -> str:
-        """End it at once; how it ended."""
-        with suppress(ValueError, AttributeError):
-            self.process.kill()
-        self.process.join()
-        code = self.process.exitcode
-        self.process.close()  # its descriptors would else wait for the garbage collector
-        self.let_go()
-        if code is not None and code < 0:
-            with suppress(ValueError):
-                return f"signal {signal.Signals(-code).name}"
-        return f"exit code {code}"
-
-    def let_go(self) -> None:
-        """Close what is shared with it."""
-        _children.discard(self)  # first: a fork in between must not close these numbers, which may be others' by then
-        self.channel.close()
-        self.control.close()
-
     def end(self) -> None:
         """Let it end."""
         with suppress(ChannelClosed):
             self.channel.send(None)
-        self.process.join(_PATIENCE)
-        self.kill()
-
-
-def start_process(process: Any) -> None:
-    """Start a process also where multiprocessing would not let one: in a worker of a DataLoader, which is a daemon itself.
-
-    It forbids that because such children may outlive their parent; ours see to it that they don't.
-    """
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private
-    daemon = config.get("daemon")
-    config["daemon"] = False
-    try:
-        with warnings.catch_warnings():
-            # From 3.12 on Python warns of every fork in a process with threads. The child touches none of their locks.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-    finally:
-        config["daemon"] = daemon
+        self.process.end(monotonic() + PATIENCE)
