@@ -245,7 +245,8 @@ class Composable(DataPipe[T_co]):
         if stage.wanted is not None:
             from squirrel_torch.iterstream.tracked import followed
 
-            return shard.of(followed([*upstream.links, self], upstream.context, lifetime))
+            links: list[Any] = [*upstream.links, self]
+            return shard.of(followed(links, upstream.context, lifetime))
         planned = self._planned(upstream, lifetime, shard) if stage.moves_only else None
         return shard.of(stage.start(upstream, context)) if planned is None else planned
 

@@ -65,6 +65,7 @@ class Followed:
         return {} if self.keys is None else self.keys.arguments(own)
 
     def __call__(self, pulled: Pulled) -> Any:
+        """The number, the id, and what the callback gives."""
         return pulled.number, pulled.own, self.callback(pulled.item, **self._arguments(pulled.own))
 
     def __getstate__(self) -> dict[str, Any]:

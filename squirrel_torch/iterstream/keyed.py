@@ -49,7 +49,7 @@ def wanted_by(callback: Callable[..., Any]) -> Wanted | None:
             return None  # of C: there is nothing to look at
     bound = callback.keywords if isinstance(callback, functools.partial) else {}
     for parameter in parameters[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY) or parameter.name in bound:
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or parameter.name in bound:
             continue
         of_torch = _is(parameter.annotation, torch.Generator)
         if of_torch or _is(parameter.annotation, np.random.Generator) or parameter.name == _NAME:
@@ -59,8 +59,8 @@ def wanted_by(callback: Callable[..., Any]) -> Wanted | None:
 
 def _is(annotation: object, kind: type) -> bool:
     if isinstance(annotation, str):  # as `from __future__ import annotations` leaves it
-        module = kind.__module__.partition(".")[0]
-        return annotation in (f"{module}.Generator", "np.random.Generator" if module == "numpy" else "", f"{module}.random.Generator")
+        names = ("torch.Generator",) if kind is torch.Generator else ("np.random.Generator", "numpy.random.Generator")
+        return annotation in names
     return annotation is kind
 
 

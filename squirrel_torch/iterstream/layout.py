@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from fractions import Fraction
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = ["Layout", "Mode", "layout_of", "require_same_chain", "signature"]
 
 Links = list[Composable[Any]]
 
+_TOLD_OF_MIXES = ("seed", "probs", "sampling_probas", "max_reinits")
 _PLAIN = (int, float, str, bytes, bool, type(None), Fraction, list)
 
 
@@ -98,15 +99,15 @@ def require_same_chain(saved: object, own: list[str]) -> None:
 def _signed(link: Composable[Any]) -> str:
     if isinstance(link, Mix):
         inside = " | ".join(" > ".join(signature(branch._links())) for branch in link.branches)
-        told = {name: value for name, value in vars(link).items() if not name.startswith("_") and isinstance(value, _PLAIN)}
+        told = {name: value for name, value in vars(link).items() if name in _TOLD_OF_MIXES and isinstance(value, _PLAIN)}
         strategy = getattr(link, "mux_strategy", None)
         return f"{type(link).__name__}({inside}; {told}{'' if strategy is None else strategy.name})"
     stage = link._stage
-    if stage is None or not is_dataclass(stage):
-        return type(link if stage is None else stage).__name__
-    told = {one.name: getattr(stage, one.name) for one in fields(stage) if not one.name.startswith("_")}
+    names = [one.name for one in fields(stage)] if hasattr(stage, "__dataclass_fields__") else []  # type: ignore[arg-type]  # by that
+    told = {name: getattr(stage, name) for name in names if not name.startswith("_")}
     plain = ", ".join(f"{name}={value!r}" for name, value in told.items() if isinstance(value, _PLAIN))
-    return f"{type(stage).__name__}({plain})"
+    name = type(link if stage is None else stage).__name__
+    return f"{name}({plain})" if names else name
 
 
 def layout_of(chain: Composable[Any]) -> Layout:

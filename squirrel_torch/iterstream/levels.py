@@ -190,8 +190,8 @@ class ReplayedLevel(Level):
         if number < given or digest != self.memory.get("digest", 0):
             what = f"ends after {number} items" if number < given else f"gives other items among its first {given}"
             raise ReplayMismatch(
-                f"{self._links[-1]._describe()} {what}; {given} had been delivered when the state was saved: it must give the same "
-                "items in the same order in each run of an epoch, or the epoch must be begun anew"
+                f"{self._links[-1]._describe()} {what}; {given} had been delivered when the state was saved: it must give "
+                "the same items in the same order in each run of an epoch, or the epoch must be begun anew"
             )
         self._items = items
         return items

@@ -33,7 +33,7 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "flag": lambda value: type(value) is bool,
     "id": lambda value: value is None or _is_id(value),
     "ids": _are(_is_id),
-    "any": lambda value: True,
+    "any": lambda _: True,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from squirrel_torch.errors import FingerprintMismatch, StateError
@@ -81,8 +82,10 @@ class ResumableRun(Iterator[Any]):
     def state_dict(self) -> dict[str, Any]:
         """How far the pass has come: plain JSON types, a fresh copy."""
         tracked = None if self._is_planned else self._saved if self._run is None else self._run.snapshot()
-        return seal({"epoch": self._epoch, "given": self._given, "place": self._place, "state": tracked, **self._fingerprints()})
+        place = {"epoch": self._epoch, "given": self._given, "place": self._place, "state": tracked}
+        return seal({**place, **self._fingerprints})
 
+    @cached_property
     def _fingerprints(self) -> dict[str, Any]:
         planned = planned_prefix(self._links, Context())
         return {"chain": signature(self._links), "data": None if planned is None else planned.rows.fingerprint()}
@@ -95,15 +98,17 @@ class ResumableRun(Iterator[Any]):
             FingerprintMismatch: If it is that of another chain or dataset.
         """
         told = unseal(state)
-        epoch, given, own = whole(told, "epoch"), whole(told, "given"), self._fingerprints()
+        epoch, given, own = whole(told, "epoch"), whole(told, "given"), self._fingerprints
         if told.get("place") != self._place:
             raise StateError(
-                f"the state was saved by [rank, ranks], [worker, workers] = {told.get('place')!r:.80}, this is {self._place}: a "
-                "StatefulDataLoader goes on with as many ranks and workers; squirrel_torch.StreamLoader does with any"
+                f"the state was saved by [rank, ranks], [worker, workers] = {told.get('place')!r:.80}, this is {self._place}: "
+                "a StatefulDataLoader goes on with as many ranks and workers; squirrel_torch.StreamLoader does with any"
             )
         require_same_chain(told.get("chain"), own["chain"])
         if told.get("data") != own["data"]:
-            raise FingerprintMismatch(f"the dataset is not the one of the state: {told.get('data')!r:.200}, now {own['data']}")
+            raise FingerprintMismatch(
+                f"the dataset is another one: it was {told.get('data')!r:.200}, it is {own['data']}"[:600]
+            )
         if not self._is_planned and told.get("state") is not None:
             check_state(self._links, told["state"])
         self._known_epoch, self._given, self._saved = epoch, given, told.get("state")

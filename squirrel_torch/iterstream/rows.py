@@ -26,7 +26,7 @@ def rows_of(source: object) -> Rows | None:
     if isinstance(source, Readable | Keys):
         return source._by_number()
     if isinstance(source, _SNAPSHOTS):
-        return ListRows(list(source))
+        return ListRows(list(source))  # type: ignore[call-overload]  # all of these can be iterated
     if isinstance(source, range) and max(map(abs, (source.start, source.stop, source.step))) < _FITS:
         return RangeRows(source)
     if isinstance(source, np.ndarray | torch.Tensor):

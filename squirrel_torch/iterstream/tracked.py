@@ -149,8 +149,8 @@ def _stage_level(
     keyed = sum(link._stage is not None and link._stage.wanted is not None for link in earlier)
     if last._stage is not None and last._stage.wanted is not None and any(link._repeats for link in before):
         raise PipelineError(
-            f"{last._describe()} asks for a generator and stands behind a loop, where each pass would draw the same numbers: loop "
-            "by epochs, or put it in front of the loop"
+            f"{last._describe()} asks for a generator and stands behind a loop, where each pass would draw the same numbers: "
+            "loop by epochs, or put it in front of the loop"
         )
     own = context.below(sum(link._draws for link in before))
     return StageLevel(last, len(before), below, own, lifetime, memories[-1], seed_before(before), keyed)

@@ -18,6 +18,7 @@ __all__ = ["END", "Course", "Hands", "World"]
 
 P = TypeVar("P")
 
+
 @dataclass(frozen=True)
 class World:
     """Who takes part in a pass.

@@ -127,7 +127,7 @@ class StreamLoader(DataLoader[T_co]):
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
         self._pass: ref[_Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
-        # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come, and whether to its end.
+        # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come; whether to its end.
         self._resumed: Any = None
         self._place: Any = None
         self._has_ended = False

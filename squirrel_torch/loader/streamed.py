@@ -204,7 +204,7 @@ class StreamedCourse(Course[Place]):
             stream = next_stream(given)
             received = hands.receive(workers[stream])
             if received is END or received[0][0] != stream:
-                raise PipelineError(f"worker {workers[stream]} was to give a batch of stream {stream}, and gave {received!r:.80}")
+                raise PipelineError(f"worker {workers[stream]} was to give of stream {stream}, and gave {received!r:.80}")
             (_, state), batch = received
             if state is None:
                 parts = {**parts, stream: Part(given.pop(stream), ended=True)}
@@ -243,8 +243,8 @@ class StreamedCourse(Course[Place]):
                     raise StateError(f"two states tell of stream {stream}, and not the same: they are of different moments")
         if missing := sorted(set(range(count)) - parts.keys()):
             raise StateError(
-                f"streams {_few(missing)} of {count} are in none of the {len(contents)} states that were given: this chain needs "
-                "those of all ranks, load_state_dict([state of rank 0, state of rank 1, ...])"
+                f"streams {_few(missing)} of {count} are in none of the {len(contents)} states that were given: this chain "
+                "needs those of all ranks, load_state_dict([state of rank 0, state of rank 1, ...])"
             )
         for stream in sorted(parts):
             if parts[stream].state is not None:

@@ -111,7 +111,8 @@ class AsyncMap(Stage[T, U]):
         progress = Progress(memory, following.below)
         keys = None if self.wanted is None else following.keys(self.wanted)
         report = following.context.report(self)
-        results: Iterator[Any] = self._results(progress.pulled(steps), report, Followed.of(self, keys), progress.passed)
+        pulled: Iterator[Any] = progress.pulled(steps)
+        results: Iterator[Any] = self._results(pulled, report, Followed.of(self, keys), progress.passed)
         for number, own, result in results:
             progress.passed_number(number)
             yield own, result
@@ -142,9 +143,9 @@ class AsyncMap(Stage[T, U]):
         position, asking = 0, False  # read by messages: results given so far; whether the stages before were asked
         policy = Policy(self.timeout, self.retries, self.retry_on, self.backoff, stops=self.on_error == "raise")
         call = Call(self.callback if callback is None else callback, policy)
-        executor, workers = self.executor, self.max_workers
-        if executor == "numba" and callback is not None:
-            executor, workers = None, workers or 1  # it is compiled already, as far as it can be
+        # A callback that takes the place of the stage's own is compiled already, as far as it can be.
+        compiled = self.executor == "numba" and callback is not None
+        executor, workers = (None, self.max_workers or 1) if compiled else (self.executor, self.max_workers)
         place = choose_place(executor, call, workers, self.buffer, self._home)
         chunksize = None if self.chunksize == "auto" else self.chunksize
         tuner = Tuner.of(self.max_workers, self.buffer, report.chosen)

@@ -68,8 +68,9 @@ class Batched(Stage[T, Any]):
 
 def _members(stage: Stage[Any, Any], ids: Sequence[Id], following: Following) -> Iterator[list[Any]]:
     """The items of each group, made again; None where the group has None."""
-    if not all(isinstance(own, tuple) for own in ids):
-        raise StateError(f"{next(own for own in ids if not isinstance(own, tuple))!r:.80} is no id of an item of {stage.describe()}")
+    for own in ids:
+        if not isinstance(own, tuple):
+            raise StateError(f"{own!r:.80} is no id of an item of {stage.describe()}")
     known = dict.fromkeys(member for own in ids if isinstance(own, tuple) for member in own if member is not None)
     items = dict(zip(known, following.remake(list(known)), strict=True))
     return ([None if member is None else items[member] for member in own] for own in ids if isinstance(own, tuple))

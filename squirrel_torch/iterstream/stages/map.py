@@ -76,7 +76,7 @@ class Map(Called[T, U]):
         return [item for _, item in self.follow(zip(ids, following.remake(ids), strict=True), {}, following)]
 
 
-class _Several(Called[T, U]):
+class _Several(Stage[T, U]):
     """A stage that makes any number of items of each: ids are (id of the one, place)."""
 
     remembers: ClassVar[Mapping[str, str]] = {"open": "id", "next": "count"}
@@ -130,13 +130,13 @@ def pair_of(stage: Stage[Any, Any], made_id: Id) -> tuple[Id, int]:
 
 def _fewer(stage: Stage[Any, Any], own: Id, count: int) -> ReplayMismatch:
     return ReplayMismatch(
-        f"{stage.describe()} made at least {count} items of sample {own!r} before, and makes fewer now: a callback must make the "
-        "same of a sample each time it is called"
+        f"{stage.describe()} made at least {count} items of sample {own!r} before, and makes fewer now: a callback must make "
+        "the same of a sample each time it is called"
     )
 
 
 @dataclass(frozen=True)
-class FlatMap(_Several[T, U]):
+class FlatMap(_Several[T, U], Called[T, U]):
     """Each item of what `callback` gives for each item. Order: kept. Holds: one result. State: which one, and how far."""
 
     callback: Callable[[T], Iterable[U]]
@@ -157,8 +157,6 @@ class FlatMap(_Several[T, U]):
 @dataclass(frozen=True)
 class Flatten(_Several[Iterable[T], T]):
     """The items of the items. Order: kept. Holds: one item. State: which one, and how far."""
-
-    callback: ClassVar[Any] = None
 
     def apply(self, items: Iterator[Iterable[T]]) -> Iterator[T]:
         for item in items:

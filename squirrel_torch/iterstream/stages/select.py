@@ -48,8 +48,8 @@ class Filter(Stage[T, T]):
         items = [item for _, item in self.follow(steps, {}, following)]
         if len(items) < len(ids):
             raise ReplayMismatch(
-                f"{self.describe()} leaves out {len(ids) - len(items)} of {len(ids)} samples that it let pass before: a predicate "
-                "must say the same of a sample each time it is asked"
+                f"{self.describe()} leaves out {len(ids) - len(items)} of {len(ids)} samples that it let pass before: "
+                "a predicate must say the same of a sample each time it is asked"
             )
         return items
 
