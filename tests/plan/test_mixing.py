@@ -164,6 +164,24 @@ def test_many_blocks_of_a_mix_that_opens_again():
     assert np.array_equal(order.ids(some), expected[some])
 
 
+@pytest.mark.parametrize("count", [2047, 2048, 4094, 4095, 4096, 4097, 8191])
+@pytest.mark.parametrize("max_reinits", [1, 2])
+def test_ends_at_the_edge_of_a_block(count, max_reinits):
+    """With one stream every draw asks it: the last draw of a block, or the first, finds it exhausted."""
+    mux = Multiplexer([range(count)], MultiplexingStrategy.SAMPLING, [1.0], max_reinits=max_reinits)
+    order = Drawn(straight(count), (1.0,), 0, 0, (0,), max_reinits)
+    assert order.ids(np.arange(count)).tolist() == mux.collect()
+    assert order.length == count, "a mix ends when each stream has been exhausted once"
+    pair = [range(count), range(count, 2 * count)]
+    mux = Multiplexer(pair, MultiplexingStrategy.SAMPLING, [1 - 1e-12, 1e-12], max_reinits=max_reinits, proba_threshold=0)
+    order = Drawn(straight(count, count), tuple(mux.sampling_probas), 0, 0, (0,), max_reinits)
+    assert order.length == max_reinits * count, "the other one is hardly ever drawn"
+    assert order.ids(np.arange(order.length)).tolist() == mux.collect()
+    order = Sampled(straight(count), (1.0,), 0, 0, (0,))
+    assert order.ids(np.arange(count)).tolist() == list(range(count))
+    assert order.length == count
+
+
 def test_many_streams_that_end_soon():
     counts = [number % 6 for number in range(300)]
     firsts = list(accumulate(counts, initial=0))
