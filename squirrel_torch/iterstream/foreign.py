@@ -17,6 +17,7 @@ NAMES = (
     "collect",
     "compose",
     "dask_map",
+    "explain",
     "flat_map",
     "flatten",
     "join",
