@@ -14,7 +14,6 @@ from contextlib import suppress
 from enum import Enum
 from functools import cache
 from math import inf
-from mmap import mmap
 from multiprocessing.reduction import send_handle
 from time import monotonic
 from typing import Any, Final, Literal
@@ -270,7 +269,10 @@ class _Worker:
                 raise self._too_long(timeout)
 
     def _heard(self, seconds: float) -> bool:
-        """Wait for the worker to say something; whether it did. It may also be that it has died."""
+        """Wait for the worker to say something; whether it did. It may also be that it has died.
+
+        Only called when there are no frames: their batches are in memory that goes with the process.
+        """
         heard = self._line.move(seconds)
         while (frame := read_frame(self._line.received)) is not None:
             if frame.number == self._number:
@@ -302,26 +304,13 @@ class _Worker:
         if frame.kind == Frame.PIPED:
             return decode(memoryview(frame.body)[frame.numbers :], frame.body, 0, pinned=pinned)
         end = frame.start + frame.numbers
-        memory = self._seen(end + frame.pickled)
-        return decode(frame.body or memory[end : end + frame.pickled], memory, frame.start, pinned=pinned)
-
-    def _seen(self, size: int) -> mmap:
-        if self._memory.size < size:  # the worker has made it larger
+        if self._memory.size < end + frame.pickled:  # the worker has made it larger
             self._memory.follow()
-        return self._memory.memory
-
-    def _rescued(self, frame: Frame) -> Frame:
-        """The frame with all its bytes: the memory goes with the process."""
-        if frame.kind == Frame.PIPED:
-            return frame
-        end = frame.start + frame.numbers
-        memory = self._seen(end + frame.pickled)
-        body = bytearray(memory[frame.start : end]) + (frame.body or memory[end : end + frame.pickled])
-        return Frame(Frame.PIPED, frame.number, 0, frame.numbers, frame.pickled, body)
+        memory = self._memory.memory
+        return decode(frame.body or memory[end : end + frame.pickled], memory, frame.start, pinned=pinned)
 
     def _died(self) -> WorkerDiedError:
         ready = self.process.page.listens
-        self._frames = deque(self._rescued(frame) for frame in self._frames)
         pid, how = self.process.pid, self._bury()
         text = f"worker {self._place.worker} of {self._place.count} (pid {pid}) died: {how}"
         if not ready:

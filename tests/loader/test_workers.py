@@ -330,6 +330,22 @@ class TestAhead:
         workers.close()
         assert time.monotonic() - began < 0.4
 
+    def test_no_batch_waits_for_the_next(self):
+        received = multiprocessing.get_context("fork").Event()
+
+        def serve(work, worker, count):
+            yield 0, np.ones(3_000_000)  # more than a pipe holds
+            assert received.wait(20)
+
+        for most_bytes in (1, 1 << 30):
+            workers = passes(serve, most_bytes=most_bytes)
+            received.clear()
+            workers.start(None, [0])
+            assert workers.receive(0)[1].sum() == 3_000_000
+            received.set()
+            assert workers.receive(0) is END
+            workers.close()
+
     @pytest.mark.slow
     def test_without_shared_memory(self, tmp_path):
         code = """
@@ -666,19 +682,36 @@ class TestDeath:
         workers.close()
 
     def test_timeout(self):
-        def hangs(work, worker, count):
-            yield 0, 0
+        go = multiprocessing.get_context("fork").Event()
+
+        def hangs_here():
+            assert go.wait(20)
+
+        def hangs_there():
             time.sleep(60)
 
-        workers = passes(hangs, 2, timeout=0.1)
+        def serve(work, worker, count):
+            yield 0, 0
+            hangs_here()
+            hangs_there()
+
+        workers = passes(serve, 2, timeout=0.05)
         workers.start(None, [0, 0])
         assert within(20, lambda: workers.poll(1))
         assert workers.receive(1) == (0, 0)
-        for _ in range(2):
-            with pytest.raises(StageTimeout, match=r"worker 1 of 2 .* has given no batch for 0\.1 s") as caught:
+
+        def stack():
+            with pytest.raises(StageTimeout, match=r"worker 1 of 2 .* has given no batch for 0\.05 s") as caught:
                 workers.receive(1)
-            assert caught.value.stack.count("in hangs") == 1
+            assert caught.value.stack in str(caught.value)
             assert "serving.py" not in caught.value.stack
+            return caught.value.stack
+
+        assert "in hangs_here" in stack()
+        assert stack().count("in hangs_here") == 1
+        go.set()
+        assert within(20, lambda: "in hangs_there" in stack())
+        assert "in hangs_here" not in stack()
         began = time.monotonic()
         workers.close()
         assert 0.4 < time.monotonic() - began < 0.9
@@ -761,8 +794,10 @@ class TestEnd:
         thread.start()
         thread.join()
         (workers,) = opened
-        time.sleep(0.05)
+        pids = workers.pids
+        assert not within(0.1, lambda: not all(map(alive, pids)))
         workers.start(3, [0, 0])
+        assert workers.pids == pids
         assert [len(rest(workers, worker)) for worker in (0, 1)] == [3, 3]
         workers.close()
 
