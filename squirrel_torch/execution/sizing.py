@@ -25,6 +25,7 @@ class ChunkSize:
 
     def __init__(self, overhead: float, workers: int, buffer: int, fixed: int | None) -> None:
         self._worth = 10 * overhead
+        self._call = overhead
         self._last: deque[float] = deque(maxlen=max(8, workers))
         self.workers = workers
         self.buffer = buffer
@@ -37,7 +38,7 @@ class ChunkSize:
         if self.fixed is not None or not count:
             return
         last = self._last
-        last.append(seconds / count)
+        last.append(max(0.0, seconds - self._call) / count)
         if len(last) < (last.maxlen or 0):
             return
         wanted = self._worth / max(sorted(last)[-2], 1e-9)
