@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count, islice, repeat
+from itertools import count, islice
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from types import TracebackType
@@ -21,6 +21,7 @@ from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.execution.call import LocalGate, Outcome, belongs_to, is_of
 from squirrel_torch.execution.sizing import ChunkSize
 from squirrel_torch.execution.tuning import MOST_BUFFER, Knob, Tuner
+from squirrel_torch.execution.waiting import Waiting
 from squirrel_torch.execution.work import Chunk, Deliver, Place
 
 __all__ = ["Flow", "in_reader"]
@@ -37,7 +38,6 @@ _GLANCE = 0.01
 _QUICK = 1e-3
 _PART = 256
 
-_popleft = deque.popleft
 _numbers = count()
 _open: WeakSet[Flow] = WeakSet()
 _feeding = threading.local()
@@ -108,12 +108,13 @@ class Flow:
         # Between the feeder and the place. The lock is for those who form chunks.
         self._lock = threading.RLock()  # an executor may be done before `submit` returns, in the same thread
         self._pumping = False
-        self._filling: deque[Any] = deque()
+        self._filling = Waiting()
         self._formed = 0
         self._outstanding = 0
         self._hungry = True
         self._stalled = False
         self._pulled = 0
+        self._part = 1
         self._pulled_all = False
         # Between the place and the consumer.
         self._pending: deque[Chunk] = deque()  # oldest first; only where the order is kept
@@ -218,7 +219,7 @@ class Flow:
 
     def _is_empty(self) -> bool:
         with self._lock:
-            return self._received == self._formed and not self._filling
+            return self._received == self._formed and not len(self._filling)
 
     # -- the place ----------------------------------------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class Flow:
                     size = min(sizing.size, len(filling)) if self._hungry else 0
                     if not size or (size < sizing.size and not (part or self._pulled_all)):
                         return True
-                    chunk = Chunk(self._formed, list(map(_popleft, repeat(filling, size))), sizing.limit)
+                    chunk = Chunk(self._formed, filling.take(size), sizing.limit)
                     self._formed += size
                     self._outstanding += 1
                     if self._ordered:
@@ -305,10 +306,10 @@ class Flow:
 
     def _pull(self, items: Iterator[Any], room: int) -> bool:
         """Pull `room` items; whether there may be more."""
-        filling, sizing, part = self._filling, self.sizing, 1
+        filling, sizing, part = self._filling, self.sizing, min(self._part, room)
         while room:
             began = perf_counter()
-            filling.extend(islice(items, part))
+            filling.put(islice(items, part))
             self._pulled += part
             # Chunks are worth waiting for where it is not for long. While items come fast, several are pulled at a time.
             took, size = (perf_counter() - began) / part, sizing.size
@@ -318,7 +319,8 @@ class Flow:
             if self._gate.closed or self._has_ended():
                 return False
             room -= part
-            part = min(2 * part if took < _QUICK / _PART else 1, _PART, room)
+            self._part = min(2 * part if took < _QUICK / _PART else 1, _PART)
+            part = min(self._part, room)
         return True
 
     def _has_ended(self) -> bool:

@@ -1,18 +1,22 @@
 """The parts of the engine, each alone: shared memory, the size of chunks, the search for numbers."""
 
 import os
+import sys
 import threading
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from squirrel_torch.execution.channel import Channel
 from squirrel_torch.execution.sizing import ChunkSize
 from squirrel_torch.execution.tuning import MOST_BUFFER, Knob, Tuner
+from squirrel_torch.execution.waiting import Waiting
 from squirrel_torch.execution.work import Chunk
 from tests.support import run_script
 
@@ -141,6 +145,50 @@ print("ok")
     assert run_script(code, tmp_path) == "ok\n"
 
 
+class TestWaiting:
+    @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+    def test_it_is_a_queue(self, steps):
+        waiting, numbers, plain = Waiting(), count(), []
+        for put, take in steps:
+            new = list(islice(numbers, put))
+            waiting.put(iter(new))
+            plain += new
+            some, plain = plain[:take], plain[take:]
+            assert waiting.take(len(some)) == some
+            assert len(waiting) == len(plain)
+
+    def test_what_was_taken_is_not_kept(self):
+        things = [{number} for number in range(100)]
+        waiting = Waiting()
+        waiting.put(iter(things))
+        before = [sys.getrefcount(thing) for thing in things[:10]]
+        waiting.take(10)
+        assert [sys.getrefcount(thing) for thing in things[:10]] == [references - 1 for references in before]
+
+    def test_items_can_be_taken_while_the_next_is_made(self):
+        waiting = Waiting()
+        taken = []
+
+        def items():
+            for number in range(1000):
+                yield number
+                if number % 3 == 2:
+                    taken.extend(waiting.take(number % 4))
+
+        waiting.put(items())
+        assert taken + waiting.take(len(waiting)) == list(range(1000))
+
+    def test_items_before_an_error_are_in(self):
+        def items():
+            yield from range(5)
+            raise ValueError
+
+        waiting = Waiting()
+        with pytest.raises(ValueError):
+            waiting.put(items())
+        assert waiting.take(5) == list(range(5))
+
+
 class TestChunkSize:
     def test_fast_items_travel_together(self):
         sizing = ChunkSize(20e-6, workers=4, buffer=100, fixed=None)
@@ -151,6 +199,30 @@ class TestChunkSize:
         assert sizes[:7] == [1] * 7, "first it is seen what they cost"
         assert all(later <= 4 * size for size, later in pairwise(sizes))
         assert sizes[-1] == 50, "half of what may be in flight"
+
+    def test_what_any_chunk_costs_is_no_time_of_its_items(self):
+        sizing = ChunkSize(200e-6, workers=2, buffer=10_000, fixed=None)
+        for _ in range(30):
+            sizing.measured(1, 20e-6)
+        assert sizing.size == 4, "and not more than was tried"
+        for _ in range(30):
+            sizing.measured(sizing.size, 20e-6 + sizing.size * 1e-6)
+        assert 1900 < sizing.size <= 2001, "2 ms of 1 us each"
+
+    def test_it_grows_to_four_times_what_was_tried(self):
+        sizing = ChunkSize(200e-6, workers=2, buffer=1000, fixed=None)
+        for _ in range(20):
+            sizing.measured(1, 15e-6)
+        assert sizing.size == 4
+
+    def test_larger_chunks_know_better_than_small_ones(self):
+        sizing = ChunkSize(200e-6, workers=2, buffer=1000, fixed=None)
+        for _ in range(8):
+            sizing.measured(1, 1e-3)  # the callback had to be loaded
+        assert sizing.size == 3
+        sizing.measured(4, 201e-6)
+        sizing.measured(16, 201e-6)
+        assert sizing.size == 12, "and not first when all eight are forgotten"
 
     def test_slow_items_travel_alone(self):
         sizing = ChunkSize(20e-6, workers=4, buffer=100, fixed=None)

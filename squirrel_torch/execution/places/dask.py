@@ -108,6 +108,12 @@ class DaskCluster:
 
     def _collect(self) -> None:
         belongs_to(self._gate)
+        try:
+            self._collect_all()
+        except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed: nobody else would tell it
+            self._give_up(error)
+
+    def _collect_all(self) -> None:
         heard = monotonic()
         while not self._gate.closed:
             done = self._done()
@@ -130,46 +136,54 @@ class DaskCluster:
         return [future for future in futures if future in self._sent]
 
     def _gather(self, futures: list[Future]) -> None:
+        """Deliver what came back. Raises ExecutorLostError, with nothing of it delivered, where nobody answers."""
         finished = [future for future in futures if future.status == "finished"]
         try:
             outcomes = self._answer(self._client.gather(finished, asynchronous=True))
+        except ExecutorLostError:
+            raise
         except Exception:  # noqa: BLE001  # one of them was lost meanwhile: which, shows when they are asked one by one
             outcomes = [None] * len(finished)
         gathered = dict(zip(finished, outcomes, strict=True))
         for future in futures:
-            chunk = self._sent.pop(future, None)
             outcome = gathered.get(future)
-            if chunk is None:
-                continue  # the stream was closed meanwhile
             if outcome is None:
-                self._ask_again(future, chunk)
+                self._ask_again(future)
             else:
-                outcome.seconds = max(outcome.seconds, chunk.turnaround())
-                self._deliver(chunk, outcome)
+                self._arrived(future, outcome)
 
-    def _ask_again(self, future: Future, chunk: Chunk) -> None:
+    def _arrived(self, future: Future, outcome: Outcome) -> None:
+        chunk = self._sent.pop(future, None)
+        if chunk is not None:  # else the stream was closed meanwhile
+            outcome.seconds = max(outcome.seconds, chunk.turnaround())
+            self._deliver(chunk, outcome)
+
+    def _ask_again(self, future: Future) -> None:
         """A chunk whose result is not there: lost with its worker, or it takes workers with it."""
-        if self._gate.closed:
+        chunk = self._sent.get(future)
+        if chunk is None or self._gate.closed:
             return
-        error: BaseException | None = None
         try:
-            outcome: Outcome = future.result(timeout=_CONNECT)
+            (outcome,) = self._answer(self._client.gather([future], asynchronous=True))
+        except ExecutorLostError:
+            raise
         except (Exception, CancelledError, AsyncCancelledError) as reason:  # noqa: BLE001  # sent again, or raised where the stream is consumed
             error = reason
         else:
-            self._deliver(chunk, outcome)
+            self._arrived(future, outcome)
             return
-        lost = self._is_lost()
+        if (lost := self._is_lost()) is not None:
+            raise lost
         losses = self._losses[chunk.start] = self._losses.get(chunk.start, 0) + 1
-        if lost is not None:
-            self._deliver(chunk, Outcome(fatal=lost))
-        elif type(error).__name__ == "KilledWorker":
-            self._deliver(chunk, self._poisoned(chunk, error))
-        elif isinstance(error, CancelledError | AsyncCancelledError | TimeoutError) and losses <= _LOSSES:
+        again = isinstance(error, CancelledError | AsyncCancelledError | TimeoutError) and losses <= _LOSSES
+        if again:
             self._scatter_call()  # it may have been lost with the last worker that had it
+        self._sent.pop(future, None)
+        if again:
             self.submit(chunk)
         else:
-            self._deliver(chunk, Outcome(fatal=error))
+            killed = type(error).__name__ == "KilledWorker"
+            self._deliver(chunk, self._poisoned(chunk, error) if killed else Outcome(fatal=error))
 
     def _poisoned(self, chunk: Chunk, error: BaseException) -> Outcome:
         if len(chunk.items) > 1:
@@ -213,7 +227,7 @@ class DaskCluster:
     def _address(self) -> str:
         return str(getattr(self._client.scheduler, "address", "")) or "(unknown)"
 
-    def _give_up(self, error: ExecutorLostError) -> None:
+    def _give_up(self, error: BaseException) -> None:
         for future in list(self._sent):
             if (chunk := self._sent.pop(future, None)) is not None:
                 self._deliver(chunk, Outcome(fatal=error))
