@@ -243,7 +243,7 @@ class Composable(DataPipe[T_co]):
             lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
             return upstream.part(shard.within(stage.shard()))
         if stage.wanted is not None:
-            from squirrel_torch.iterstream.tracked import followed
+            from squirrel_torch.iterstream.tracking import followed
 
             links: list[Any] = [*upstream.links, self]
             return shard.of(followed(links, upstream.context, lifetime))

@@ -13,7 +13,7 @@ from squirrel_torch.iterstream.planned import Numbered, Planned, planned_prefix,
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
-from squirrel_torch.iterstream.tracked import check_state, track
+from squirrel_torch.iterstream.tracking import check_state, track
 from squirrel_torch.plan.state import seal, unseal, whole
 from squirrel_torch.sharding import Shard
 

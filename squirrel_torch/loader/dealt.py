@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.layout import Layout
 from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context, Step
 from squirrel_torch.iterstream.stages import Batched
-from squirrel_torch.iterstream.tracked import Given, Tracked, check_state, track
+from squirrel_torch.iterstream.tracking import Given, Tracked, check_state, track
 from squirrel_torch.loader.course import END, Course, Hands, World
 from squirrel_torch.loader.work import with_stage
 from squirrel_torch.plan.state import whole

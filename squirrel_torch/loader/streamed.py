@@ -19,7 +19,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import AutoSplit, Batched, Shuffled
 from squirrel_torch.iterstream.torch_composables import place_of_split
-from squirrel_torch.iterstream.tracked import check_state, track
+from squirrel_torch.iterstream.tracking import check_state, track
 from squirrel_torch.loader.course import END, Course, Hands, World
 from squirrel_torch.loader.work import with_stage
 from squirrel_torch.plan.state import whole

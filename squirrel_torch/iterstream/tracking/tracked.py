@@ -7,14 +7,14 @@ from typing import Any
 
 from squirrel_torch.errors import PipelineError
 from squirrel_torch.iterstream.base import Composable
-from squirrel_torch.iterstream.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
-from squirrel_torch.iterstream.memory import check_memory, restored
-from squirrel_torch.iterstream.mixed import MixedLevel
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import Mix, Source
 from squirrel_torch.iterstream.stage import Context, Id, Step
+from squirrel_torch.iterstream.tracking.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
+from squirrel_torch.iterstream.tracking.memory import check_memory, restored
+from squirrel_torch.iterstream.tracking.mixed import MixedLevel
 from squirrel_torch.sharding import Shard
 
 __all__ = ["Given", "Tracked", "check_state", "followed", "track"]

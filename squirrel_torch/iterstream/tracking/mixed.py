@@ -7,11 +7,11 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from squirrel_torch.errors import StateError
-from squirrel_torch.iterstream.levels import Level, Memory
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import IterableSamplerSource, Mix, pick
 from squirrel_torch.iterstream.stage import Context, Id, Step
+from squirrel_torch.iterstream.tracking.levels import Level, Memory
 
 __all__ = ["MixedLevel"]
 
