@@ -38,23 +38,10 @@ class Tracked(Iterator[Step]):
         check_state(links, state)
         self._state = state
         self._lifetime = Lifetime()
-        self._level: Level | None = None
-        self._links = links
-        self._context = Context(epoch, (), self._lifetime.reports)
-        self._steps = self._guarded()
-
-    def _guarded(self) -> Iterator[Step]:
-        lifetime = self._lifetime
-        try:
-            self._level = open_levels(self._links, self._context, lifetime, self._state)
-            yield from self._level.steps()
-            lifetime.close("exhausted")
-        except GeneratorExit:
-            lifetime.close("closed")
-            raise
-        except BaseException as error:
-            lifetime.fail(error)
-            raise
+        self._opened: list[Level] = []
+        context = Context(epoch, (), self._lifetime.reports)
+        # It must not know this object: a cycle would keep an abandoned run alive until the garbage collector comes.
+        self._steps = _guarded(links, context, self._lifetime, state, self._opened)
 
     def __next__(self) -> Step:
         for step in self._steps:
@@ -64,12 +51,27 @@ class Tracked(Iterator[Step]):
 
     def snapshot(self) -> list[Any] | None:
         """What is needed to go on behind the item that was given last: JSON types, a fresh copy. None is the beginning."""
-        return self._state if self._level is None else self._level.snapshot()
+        return self._opened[0].snapshot() if self._opened else self._state
 
     def close(self) -> None:
         """End the run now."""
         self._steps.close()  # type: ignore[attr-defined]  # a generator
         self._lifetime.close("closed")
+
+
+def _guarded(
+    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, state: list[Any] | None, opened: list[Level]
+) -> Iterator[Step]:
+    try:
+        opened.append(open_levels(links, context, lifetime, state))
+        yield from opened[0].steps()
+        lifetime.close("exhausted")
+    except GeneratorExit:
+        lifetime.close("closed")
+        raise
+    except BaseException as error:
+        lifetime.fail(error)
+        raise
 
 
 def track(links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None) -> Tracked:
