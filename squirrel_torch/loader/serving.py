@@ -18,7 +18,8 @@ from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_f
 from squirrel_torch.execution.carry import Carried
 from squirrel_torch.execution.encoding import encode
 from squirrel_torch.execution.memory import SharedMemory
-from squirrel_torch.execution.process import Luggage, Page, seed_generators
+from squirrel_torch.execution.page import Page
+from squirrel_torch.execution.process import Luggage, seed_generators
 from squirrel_torch.loader.line import Frame, Line, Order, read_orders
 from squirrel_torch.loader.slots import FIRST_BYTES, Slots
 
