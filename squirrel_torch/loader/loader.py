@@ -192,17 +192,19 @@ class StreamLoader(DataLoader[T_co]):
     @property
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
-        return self._course.epoch(self._now(self._world()))
+        return self._course.epoch(self._now()[0])
 
     @property
     def dropped(self) -> int:
         """How many samples of the epoch are left out at its end, as `tail` and `drop_last` have it."""
-        world = self._world()
-        return self._course.dropped(self._now(world), world)
+        return self._course.dropped(*self._now())
 
-    def _now(self, world: World) -> Any:
-        """The place to which the last pass has come, or where the next one begins if it came to its end."""
-        return self._begin(world) if self._place is None or self._has_ended else self._place
+    def _now(self) -> tuple[Any, World]:
+        """The place to which the last pass has come, or where the next one begins if it came to its end; who takes part."""
+        if self._place is not None and not self._has_ended:
+            return self._place, self._place_world
+        world = self._world()
+        return self._begin(world), world
 
     def __len__(self) -> int:
         """How many batches this rank gets in the epoch: all of it, also where a pass begins in the middle.
@@ -210,8 +212,7 @@ class StreamLoader(DataLoader[T_co]):
         Raises:
             TypeError: If it can't be known.
         """
-        world = self._world()
-        batches = self._course.batches(self._now(world), world)
+        batches = self._course.batches(*self._now())
         if batches is None:
             raise TypeError("the stream does not end: it has no length")
         return batches
