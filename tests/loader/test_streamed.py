@@ -96,10 +96,9 @@ def test_parts_that_are_missing_are_named():
         loader.load_state_dict(states[0])
     assert loader.state_dict() == before
     loader.load_state_dict(states)
+    other = StreamLoader(CHAINS["filter"](4))
+    next(iter(other))
     with pytest.raises(StateError, match="two states tell of stream 0"):
-        next(iter(StreamLoader(CHAINS["filter"](4))))
-        other = StreamLoader(CHAINS["filter"](4))
-        next(iter(other))
         loader.load_state_dict([*states, other.state_dict()])
 
 
