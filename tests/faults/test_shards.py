@@ -407,7 +407,7 @@ class TestHostileManifests:
             assert told.is_store_error, told
         else:
             assert told.value is None or name == "field: another type"  # the right data
-        assert told.megabytes < 250
+        assert told.megabytes < 280  # pages of the parent count too, as they are touched
         assert told.seconds < 8
         assert os.listdir(tmp_path) == ["data"]  # noqa: PTH208
 
@@ -639,7 +639,7 @@ class TestHostileShards:
         told = outcome(read_forged, tmp_path / "data", seconds=20)
         assert told.is_store_error, told
         assert told.error == "CorruptDataError"
-        assert told.megabytes < 250
+        assert told.megabytes < 280  # pages of the parent count too, as they are touched
         assert told.seconds < 8
 
     def test_what_is_forged_can_be_right(self, tmp_path):
