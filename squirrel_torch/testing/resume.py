@@ -1,0 +1,84 @@
+"""Whether a chain can be gone on with from everywhere."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any
+
+from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.digest import digest_of
+from squirrel_torch.iterstream.tracking import track
+
+__all__ = ["check_resume"]
+
+
+def check_resume(pipeline: Composable[Any], epoch: int = 0) -> None:
+    """Try whether a chain can be gone on with from before each of its items, in another process.
+
+    It is run once, and its state saved before each item and behind the last. Another process, which knows the chain and
+    nothing else, goes on from each of these states, to the end: it must give all the items that are left, in their order.
+    Numbers, text, bytes, arrays, tensors, and dicts, lists and tuples of these are compared by what is in them, other
+    objects by their type.
+
+    Args:
+        pipeline: The chain, such as ``IterableSource(range(20)).then(MyStage())``. All tails together are run, so it should
+            give some dozens of items.
+        epoch: In which epoch.
+
+    Raises:
+        AssertionError: If a state gives other items, with the first that differs.
+        Exception: Whatever the chain raises.
+
+    Example:
+        >>> from squirrel_torch import IterableSource
+        >>> check_resume(IterableSource(range(9)).filter(lambda x: x % 2).shuffle(3))
+    """
+    run = track(pipeline._links(), epoch)
+    states, digests = [run.snapshot()], []
+    for _, item in run:
+        digests.append(digest_of(item))
+        states.append(run.snapshot())
+    plain = [digest_of(item) for item in pipeline.run(epoch=epoch)]
+    _require_same(pipeline, "a run that keeps track", plain, digests)
+    for number, tail in enumerate(_tails_elsewhere(pipeline, [json.dumps(state) for state in states], epoch)):
+        if isinstance(tail, str):
+            raise AssertionError(f"{pipeline!r} can't be gone on with behind {number} items: {tail}")  # noqa: TRY004  # it failed
+        _require_same(pipeline, f"the state behind {number} items", digests[number:], tail)
+
+
+def _require_same(pipeline: Composable[Any], what: str, expected: list[int], given: list[int]) -> None:
+    if given == expected:
+        return
+    pairs = enumerate(zip(expected, given, strict=False))
+    first = next((number for number, (one, other) in pairs if one != other), min(len(expected), len(given)))
+    raise AssertionError(
+        f"{what} of {pipeline!r} gives {len(given)} items, {len(expected)} were left; item {first} of them is the first "
+        "that differs"
+    )
+
+
+def _tails_elsewhere(pipeline: Composable[Any], states: list[str], epoch: int) -> list[Any]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_go_on, args=(there, pipeline, states, epoch))
+    process.start()
+    there.close()
+    try:
+        tails: list[Any] = [here.recv() for _ in states]
+    except EOFError:
+        raise AssertionError(f"the process that was to go on with {pipeline!r} died: see what it wrote to stderr") from None
+    finally:
+        here.close()
+        process.join()
+    return tails
+
+
+def _go_on(connection: Connection, pipeline: Composable[Any], states: list[str], epoch: int) -> None:
+    for state in states:
+        try:
+            tail: Any = [digest_of(item) for _, item in track(pipeline._links(), epoch, json.loads(state))]
+        except Exception as error:  # noqa: BLE001  # raised where it was asked for
+            tail = f"{type(error).__name__}: {error}"
+        connection.send(tail)

@@ -1,0 +1,47 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from squirrel_torch import IterableSource, Stage
+from squirrel_torch.testing import check_resume
+
+
+@dataclass(frozen=True)
+class Sums(Stage):
+    """The sum of all items so far."""
+
+    remembers: ClassVar[dict[str, str]] = {"sum": "count"}
+    forgets: bool = False
+
+    def apply(self, items):
+        total = 0
+        for item in items:
+            total += item
+            yield total
+
+    def follow(self, steps, memory, following):
+        total = memory.get("sum", 0)
+        for own, item in steps:
+            total += item
+            if not self.forgets:
+                memory["sum"] = total
+            yield own, total
+
+
+@pytest.mark.slow
+def test_stages_of_ones_own():
+    check_resume(IterableSource(range(1, 12)).then(Sums()).async_map(lambda x: x, buffer=3), epoch=2)
+    with pytest.raises(AssertionError, match=r"the state behind 1 items of .* gives 10 items, 10 were left; item 0 of them"):
+        check_resume(IterableSource(range(1, 12)).then(Sums(forgets=True)))
+
+
+@pytest.mark.slow
+def test_what_differs_elsewhere():
+    def of_this_process():
+        import os
+
+        yield from (os.getpid(), 2)
+
+    with pytest.raises(AssertionError, match="the state behind 0 items of .* gives 2 items, 2 were left; item 0 of them"):
+        check_resume(IterableSource(of_this_process))
