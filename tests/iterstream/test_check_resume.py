@@ -43,5 +43,5 @@ def test_what_differs_elsewhere():
 
         yield from (os.getpid(), 2)
 
-    with pytest.raises(AssertionError, match="the state behind 0 items of .* gives 2 items, 2 were left; item 0 of them"):
+    with pytest.raises(AssertionError, match=r"the state behind 0 items of .* gives 2 items, 2 were left; item 0 of them"):
         check_resume(IterableSource(of_this_process))
