@@ -167,14 +167,14 @@ def test_a_scheduler_that_is_lost_while_it_is_asked(request_of, tmp_path):
 def check(address, scheduler):
     from distributed import Client
     from squirrel_torch.execution.places import dask
-    dask._SILENCE = 1.0
     original = Client.{request_of}
     def stopped(self, *arguments, **options):
         scheduler.send_signal(signal.SIGSTOP)
         return original(self, *arguments, **options)
     items = [np.zeros(300_000) for _ in range(100)]
     run = iter(IterableSource(items).async_map(slow, executor=address, buffer=4))
-    next(run)
+    next(run)  # with the usual patience: a busy machine may be slow to begin
+    dask._SILENCE = 1.0
     Client.{request_of} = stopped
     start = time.monotonic()
     try:
