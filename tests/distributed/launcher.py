@@ -128,14 +128,15 @@ class Launcher:
 
     def _launched(self, epochs):
         rng = self._rng
+        method = rng.choice(["fork"] * 11 + ["spawn"])
         options = Options(
             generation=self._generation,
             chain=self._chain,
             tail=rng.choice(self._tails),
             batch=rng.randint(2, 5),
             workers=rng.choice([0, 1, 2, 2, 3]),
-            method=rng.choice(["fork"] * 9 + ["spawn"]),
-            persistent=rng.random() < 0.5,
+            method=method,
+            persistent=method == "spawn" or rng.random() < 0.5,  # seconds for each worker
             every=rng.randint(1, 5),
             epochs=epochs,
         )

@@ -72,6 +72,8 @@ def torchrun(folder, ranks, restarts):
     """Start the job with torchrun, in a session of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
+    # Torchrun's store keeps the addresses of ranks that have ended, which those that are started again would call.
+    inherited["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return subprocess.Popen(
         [*command, "--max-restarts", str(restarts), str(ROOT / "tests/distributed/trainer.py"), str(folder)],
         env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
