@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +19,7 @@ _DEEPEST: Final = 20
 def digest_of(item: Any, before: int = 0) -> int:
     """A number below 2^63 of all that `before` stands for, and behind that `item`.
 
-    Numbers, text, bytes, arrays, tensors, and dicts, lists and tuples of these count by what is in them; of other objects
+    Numbers, text, bytes, arrays, tensors, and dicts, lists, tuples and sets of these count by what is in them; of other objects
     the type alone does.
     """
     return xxhash.xxh3_64_intdigest(_bytes_of(item, 0), before) & _BITS
@@ -34,8 +36,13 @@ def _bytes_of(item: Any, depth: int) -> bytes:
         return f"{item.dtype}{tuple(item.shape)}".encode() + flat.numpy().tobytes()
     if isinstance(item, np.generic):
         return item.dtype.str.encode() + item.tobytes()
-    if depth < _DEEPEST and kind in (list, tuple, dict):
-        parts = [part for pair in item.items() for part in pair] if kind is dict else item
-        inside = [_bytes_of(part, depth + 1) for part in parts]
+    if isinstance(item, bytearray):
+        return b"bytearray" + bytes(item)
+    if depth < _DEEPEST and isinstance(item, list | tuple | Mapping | set | frozenset):
+        inside = [
+            _bytes_of(part, depth + 1) for part in (chain.from_iterable(item.items()) if isinstance(item, Mapping) else item)
+        ]
+        if isinstance(item, set | frozenset):
+            inside.sort()  # the order in a set is another in each process
         return f"{kind.__name__}{[len(part) for part in inside]}".encode() + b"".join(inside)
     return f"{kind.__module__}.{kind.__qualname__}".encode()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from squirrel_torch.errors import StateError
 from squirrel_torch.execution.numba import compiled
 from squirrel_torch.iterstream.keyed import Keys
+from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.stage import Id, Step
 from squirrel_torch.portable import from_portable, to_portable
 
 if TYPE_CHECKING:
     from squirrel_torch.iterstream.stages.async_map import AsyncMap
 
-__all__ = ["Followed", "Progress", "Pulled"]
+__all__ = ["Followed", "Progress", "Pulled", "check_progress"]
 
 _MARK: Final = 64
 """After so many items the states of the stages before are noted."""
+
+_PER_HELD: Final = 8
+"""Or once for so many items that they hold: what it costs to note these stays small beside making items."""
+
+_MOST_MARKS: Final = 32
 
 
 class Pulled(NamedTuple):
@@ -89,33 +96,38 @@ class Progress:
     and the memory says which one to begin with, and which of the items from there on were given already.
 
     Args:
-        memory: That of the stage: "below", the states of the stages before; "done", how many items from there on were given;
-            "given", the numbers of further ones, counted from there.
+        memory: That of the stage. Items are numbered from where this run has begun: "below", the states of the stages before,
+            in front of item "since"; all before item "done" were given but those in "missing". Where failures are left out,
+            "dealt", "skipped" and "kinds" are the counts of the report.
         below: Gives the states of the stages before as they are now.
+        report: Its counts are kept; None where a failure ends the stream.
     """
 
-    def __init__(self, memory: dict[str, Any], below: Callable[[], list[Any]]) -> None:
+    def __init__(self, memory: dict[str, Any], below: Callable[[], list[Any]], report: StageReport | None) -> None:
         self._memory = memory
         self._below = below
-        self._low: int = memory.get("done", 0)  # all with lower numbers were given
-        self._given: set[int] = set(memory.get("given", ()))
-        self._before = self._low, frozenset(self._given)
+        self._report = report
+        since = memory.get("since", 0)
+        self._done: int = memory.get("done", 0) - since
+        self._missing: list[int] = [number - since for number in memory.get("missing", ())]  # in their order
+        self._before = self._done, frozenset(self._missing)
         # Added to by the thread that pulls, taken from by the one that reads.
-        self._marks: deque[tuple[int, list[Any]]] = deque([(0, below())])
-        self._note()
+        self._marks: deque[tuple[int, list[Any]]] = deque()
+        memory.update({"below": below(), "since": 0, "done": self._done, "missing": self._missing})
+        self._restore_report()
 
     def pulled(self, steps: Iterator[Step]) -> Iterator[Pulled]:
         """The items that were not given before."""
-        done, given = self._before
-        for number in count():
-            if number and number % _MARK == 0:
-                self._marks.append((number, self._below()))
-            for own, item in steps:
-                if number >= done and number not in given:
-                    yield Pulled(number, own, item)
-                break
-            else:
-                return
+        done, missing = self._before
+        due = _MARK
+        for number, (own, item) in enumerate(steps):
+            if number >= done or number in missing:
+                yield Pulled(number, own, item)
+                del item
+            if number + 1 >= due:
+                states = self._below()
+                self._marks.append((number + 1, states))
+                due = number + 1 + max(_MARK, _size(states) // _PER_HELD)
 
     def passed(self, pulled: Pulled) -> None:
         """This item was left out: it is dealt with."""
@@ -123,20 +135,48 @@ class Progress:
 
     def passed_number(self, number: int) -> None:
         """The item of this number is dealt with."""
-        if number == self._low:
-            self._low += 1
-            while self._low in self._given:
-                self._given.remove(self._low)
-                self._low += 1
+        memory, missing = self._memory, self._missing
+        if number >= self._done:
+            if number > self._done:
+                missing.extend(range(self._done, number))
+            self._done = memory["done"] = number + 1
         else:
-            self._given.add(number)
-        marks = self._marks
-        while len(marks) > 1 and marks[1][0] <= self._low:
-            marks.popleft()
-        self._note()
+            del missing[bisect_left(missing, number)]
+        if self._marks:
+            self._move_on()
+        if self._report is not None:
+            self._dealt += 1
+            memory["dealt"], memory["skipped"] = self._dealt, self._report.skipped
+            memory["kinds"] = dict(self._report.kinds)
 
-    def _note(self) -> None:
-        number, states = self._marks[0]
-        self._memory["below"] = states
-        self._memory["done"] = self._low - number
-        self._memory["given"] = sorted(given - number for given in self._given) if self._given else []
+    def _move_on(self) -> None:
+        """Take the latest states of the stages before behind which nothing was given that is missing."""
+        marks, low = self._marks, self._missing[0] if self._missing else self._done
+        while marks and marks[0][0] <= low:
+            self._memory["since"], self._memory["below"] = marks.popleft()
+        if len(marks) > _MOST_MARKS:  # one item takes its time, and many have overtaken it
+            for place in range(len(marks) - 2, 0, -2):
+                del marks[place]
+
+    def _restore_report(self) -> None:
+        report, memory = self._report, self._memory
+        if report is not None and "dealt" in memory:
+            report.items, report.skipped = memory["dealt"], memory["skipped"]
+            report.kinds.clear()
+            report.kinds.update(memory["kinds"])
+        self._dealt = 0 if report is None else report.items
+
+
+def _size(states: list[dict[str, Any]]) -> int:
+    """About how many ids some states hold."""
+    return sum(len(value) for memory in states for value in memory.values() if isinstance(value, list))
+
+
+def check_progress(memory: Mapping[str, Any]) -> None:
+    """Raise StateError unless the memory of an `async_map` fits together."""
+    since, done, missing = memory.get("since", 0), memory.get("done", 0), memory.get("missing", [])
+    in_order = all(since <= number < done for number in missing) and missing == sorted(set(missing))
+    if done < since or not in_order:
+        raise StateError("what an async_map has given does not fit together: since, done and missing contradict each other")
+    if "dealt" in memory and not {"skipped", "kinds"} <= memory.keys():
+        raise StateError("what an async_map has left out is not told: skipped and kinds are missing")

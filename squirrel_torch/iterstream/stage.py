@@ -100,7 +100,8 @@ class Stage(ABC, Generic[T, U]):
     * `holds`: it pulls items ahead of those it gives. Its generator may keep a local `position`, the number of items
       given so far, for messages.
     * `draws`: it uses random numbers.
-    * `remembers`: what `follow` keeps in its memory: names, each with "count", "counts", "flag", "id" or "ids".
+    * `remembers`: what `follow` keeps in its memory: names, each with "count", "counts", "flag", "id", "ids" or
+      "tally" (counts by name). Ids that it holds of the stage before stand under "held", or a single one under "open".
     * `one_to_one`: it gives exactly one item for each, in their order, and looks at no other. Such a stage may be run on the
       items of any places of the stream: a shuffle behind it is done before it.
     * `repeats`: it may read its upstream several times in one pass.
@@ -172,6 +173,21 @@ class Stage(ABC, Generic[T, U]):
 
         for item in self.start(items(), following.context):
             yield ids.popleft(), item
+
+    def check(self, memory: Mapping[str, Any]) -> None:  # most have nothing more to say
+        """Look through a memory that was saved, of which each part has its kind, before anything is opened.
+
+        Raises:
+            StateError: If it can't be one of this stage.
+        """
+
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        """The ids of the stage before of which its items under `ids` are made; None if that is not known.
+
+        Raises:
+            StateError: If an id can't be one of its.
+        """
+        return ids if type(self).remake is Stage.remake else None
 
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         """The items that it gave under these ids, made again.

@@ -117,7 +117,7 @@ def _plain(value: object) -> Any:
 def _sum(text: str) -> str:
     import xxhash
 
-    return str(xxhash.xxh3_64_hexdigest(text))
+    return str(xxhash.xxh3_64_hexdigest(text.encode()))
 
 
 def _shown(value: object) -> str:

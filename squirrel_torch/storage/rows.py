@@ -119,7 +119,7 @@ class KeyRows(ListRows):
 
         digest = xxhash.xxh3_64()
         for key in self._keys:
-            digest.update(f"{len(key)}:{key}")
+            digest.update(f"{len(key)}:{key}".encode())
         return {"rows": len(self), "keys": digest.hexdigest()}
 
 

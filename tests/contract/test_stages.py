@@ -7,7 +7,7 @@ from inspect import isabstract
 import pytest
 
 import squirrel_torch
-from squirrel_torch import Shard, Stage
+from squirrel_torch import IterableSource, Shard, Stage
 from squirrel_torch.iterstream.stages import (
     AsyncMap,
     AutoSplit,
@@ -30,13 +30,17 @@ from squirrel_torch.iterstream.stages import (
     WorkerSplit,
     ZipIndex,
 )
-from squirrel_torch.testing import check_stage
+from squirrel_torch.testing import check_resume, check_stage
 
 
 def every_second(items, offset=0):
     for index, item in enumerate(items):
         if index % 2 == offset:
             yield item
+
+
+def every_third_is_missing(item):
+    return item % 3
 
 
 def ignore(metrics):
@@ -86,6 +90,18 @@ def all_stages(kind: type[Stage]) -> set[type[Stage]]:
 @pytest.mark.parametrize("stage", EXAMPLES, ids=lambda stage: stage.describe())
 def test_stage_keeps_its_promises(stage):
     check_stage(stage, range(9))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", EXAMPLES, ids=lambda stage: stage.describe())
+def test_a_run_can_be_gone_on_with_behind_every_stage(stage):
+    check_resume(IterableSource(range(9)).filter(every_third_is_missing).then(stage), epoch=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [Flatten(), DaskMap(lambda x: x + 1)], ids=lambda stage: stage.describe())
+def test_a_run_can_be_gone_on_with_behind_the_others(stage):
+    check_resume(IterableSource(range(9)).filter(every_third_is_missing).batched(2).then(stage))
 
 
 def test_flatten_keeps_its_promises():

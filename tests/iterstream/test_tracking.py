@@ -3,6 +3,9 @@
 import json
 import logging
 import threading
+from collections import OrderedDict
+from copy import deepcopy
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +22,9 @@ from squirrel_torch import (
     MultiplexingStrategy,
     ReplayMismatch,
     StateError,
+    TooManyFailuresError,
 )
+from squirrel_torch.iterstream.digest import digest_of
 from squirrel_torch.iterstream.tracking import check_state, track
 
 UNIFORM, SAMPLING, IN_TURN = (
@@ -27,6 +32,11 @@ UNIFORM, SAMPLING, IN_TURN = (
     MultiplexingStrategy.SAMPLING,
     MultiplexingStrategy.ROUND_ROBIN,
 )
+
+
+class Pair(NamedTuple):
+    one: int
+    other: int
 
 
 def numbers():
@@ -284,6 +294,43 @@ class TestSources:
         with pytest.raises(ExhaustedSourceError):
             next(track(links, 0, run.snapshot()))
 
+    def test_an_iterator_behind_which_several_stages_hold_items(self):
+        def chain():
+            return (
+                IterableSource(iter(range(40)))
+                .filter(lambda x: x % 3)
+                .shuffle(4)
+                .map(str)
+                .shuffle(5)
+                .sliding(3, deepcopy=False)
+            )
+
+        run = track(chain()._links(), 0)
+        for _ in range(7):
+            next(run)
+        state = through_json(run.snapshot())
+        assert [item for _, item in track(chain()._links(), 0, state)] == [item for _, item in run]
+
+    @pytest.mark.parametrize(
+        ("first", "other"),
+        [
+            ({1, 2}, {1, 3}),
+            (frozenset("a"), frozenset("b")),
+            (Pair(1, 2), Pair(1, 3)),
+            (OrderedDict(a=1), OrderedDict(a=2)),
+            (bytearray(b"a"), bytearray(b"b")),
+            (torch.tensor([1.0]).bfloat16(), torch.tensor([2.0]).bfloat16()),
+        ],
+    )
+    def test_what_containers_hold_counts(self, first, other):
+        def digest(item):
+            return digest_of((item, item), 5)
+
+        assert digest(first) == digest(deepcopy(first)) != digest(other)
+
+    def test_the_order_in_a_set_does_not_count(self):
+        assert digest_of({0, 8, 16}) == digest_of({16, 8, 0})
+
     def test_a_callback_that_changes_its_mind(self):
         agrees = [True]
         chain = source().filter(lambda x: agrees[0]).shuffle(5, initial=2)
@@ -343,8 +390,124 @@ class TestStates:
             with pytest.raises(StateError):
                 next(track(links, 0, [*state[:-1], {**state[-1], "held": [wrong]}]))
 
+    @pytest.mark.parametrize(
+        ("chain", "damage"),
+        [
+            (odd().shuffle(4, initial=4), {"held": [1] * 500_000}),
+            (odd().shuffle(4, initial=4), {"held": [1]}),
+            (odd().shuffle(4, initial=4), {"held": [1, 3, 5, 10**9]}),
+            (odd().shuffle(4, initial=4), {"held": [1, 3, 5, [5, 0]]}),
+            (odd().shuffle(4, initial=4), {"held": [[[]]] * 4}),
+            (odd().sliding(3, deepcopy=False), {"held": [1] * 4}),
+            (odd().take(3), {"given": 4}),
+            (odd().loop(2), {"pass": 2}),
+            (odd().flat_map(lambda x: [x]), {"open": None}),
+            (odd().flat_map(lambda x: [x]), {"open": [1, 2]}),
+            (odd().batched(2).shuffle(2), {"held": [[1, 3], [5, 7, 9]]}),
+            (odd().zip_index().shuffle(2), {"held": [1, 3]}),
+            (odd().loop(2).shuffle(2), {"held": [1, 3]}),
+            (odd().async_map(str, ordered=False), {"missing": [3, 2]}),
+            (odd().async_map(str), {"since": 9}),
+            (odd().async_map(str, on_error="skip"), {"kinds": {"ValueError": -1}}),
+            (IterableSamplerSource([odd(), odd()]).shuffle(2), {"held": [[0, 1], [2, 0, 1]]}),
+            (IterableSamplerSource([odd(), odd()]).shuffle(2), {"held": [[0, 0, 1], [2, 0, 1]]}),
+            (IterableSource(numbers).filter(lambda x: True).shuffle(2), {"held": [0, 2**40]}),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_before_anything_is_opened(self, chain, damage):
+        links = chain._links()
+        run = track(links, 0)
+        next(run)
+        state = through_json(run.snapshot())
+        run.close()
+        check_state(links, state)
+        state[-1].update(damage)
+        with pytest.raises(StateError):
+            check_state(links, state)
+
+    @pytest.mark.parametrize("depth", [100, 100_000])
+    def test_what_is_nested_deeply(self, depth):
+        ident = 1
+        for _ in range(depth):
+            ident = [ident]
+        with pytest.raises(StateError):
+            check_state(odd().shuffle(4)._links(), [{"at": 1}, {}, {"held": [ident]}])
+
+    def test_a_state_is_a_fresh_copy(self):
+        chain = odd(400).shuffle(4, initial=4).async_map(str, max_workers=1)
+        run = track(chain._links(), 0)
+        for _ in range(150):
+            next(run)
+        before = through_json(run.snapshot())
+        assert len(before[2]["held"]) == 4
+        for memory in run.snapshot():
+            for value in memory.values():
+                if isinstance(value, list):
+                    value.append(7)
+            memory.clear()
+        assert through_json(run.snapshot()) == before
+        run.close()
+
+
+class TestAsyncMap:
+    def test_many_overtake_one(self):
+        """What has overtaken an item that takes its time is told by what is missing: the state stays small."""
+        go_on = threading.Event()
+
+        def slow(x):
+            if x == 5:
+                go_on.wait(60)
+            return x
+
+        links = (
+            source(5000).filter(lambda x: True).async_map(slow, buffer=20, max_workers=3, ordered=False, chunksize=1)._links()
+        )
+        run = track(links, 0)
+        given = [next(run)[1] for _ in range(4000)]
+        state = through_json(run.snapshot())
+        go_on.set()
+        run.close()
+        assert 5 not in given
+        assert len(json.dumps(state)) < 200
+        assert sorted(given + [item for _, item in track(links, 0, state)]) == list(range(5000))
+
+    def test_failures_are_counted_on(self):
+        def fail(x):
+            if x % 4 == 0:
+                raise ValueError(x)
+            return x
+
+        links = source().async_map(fail, on_error="skip", max_failures=6, max_workers=1, buffer=2)._links()
+        stopped, given = track(links, 0), []
+        with pytest.raises(TooManyFailuresError) as caught:
+            list(track(links, 0))
+        said = str(caught.value)
+        given += [next(stopped)[1] for _ in range(12)]
+        state = through_json(stopped.snapshot())
+        stopped.close()
+        with pytest.raises(TooManyFailuresError) as caught:
+            given.extend(item for _, item in track(links, 0, state))
+        assert str(caught.value) == said
+        assert given == [x for x in range(24) if x % 4]
+
+    def test_what_is_made_again_is_not_reported(self):
+        chain = odd().async_map(lambda x: x, max_workers=1).shuffle(4, initial=4)
+        run = track(chain._links(), 0)
+        for _ in range(3):
+            next(run)
+        again = track(chain._links(), 0, through_json(run.snapshot()))
+        run.close()
+        assert len([item for _, item in again]) == 17
+        assert len(again._lifetime.reports) == 1
+
 
 class TestLife:
+    def test_a_loop_leaves_no_threads_of_passes_before(self):
+        before, most = threading.active_count(), 0
+        for _ in track(odd().async_map(str, max_workers=2).take(2).loop(20)._links(), 0):
+            most = max(most, threading.active_count() - before)
+        assert most <= 3  # a feeder and two workers
+
     def test_an_error_has_its_note_and_comes_again(self):
         def fail(x):
             if x == 7:
@@ -435,6 +598,15 @@ class TestGenerators:
         chain = source(8).batched(4).map(lambda batch, rng: float(rng.random()))
         assert list(chain.run(epoch=0)) == list(chain.run(epoch=0))
         assert len(set(chain.run(epoch=0))) == 2
+
+    def test_each_pass_draws_its_own_and_is_made_again_as_it_was(self):
+        looped = odd().map(self.numpys).loop(3)
+        assert len(set(looped.collect())) == 60
+        check_everywhere(looped.shuffle(7, initial=2), 1)
+        again = Multiplexer([odd(20).map(self.numpys), source(4).filter(bool).map(self.numpys)], UNIFORM)
+        check_everywhere(again.shuffle(6, initial=2), 1)
+        several = odd(20).flat_map(lambda x, rng: rng.random(2).tolist()).shuffle(4)
+        check_everywhere(IterableSamplerSource([several, IterableSource(numbers)]).shuffle(6), 1)
 
     def test_behind_a_loop_it_is_refused(self):
         from squirrel_torch import PipelineError

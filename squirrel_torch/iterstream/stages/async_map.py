@@ -24,7 +24,7 @@ from squirrel_torch.execution import (
     choose_place,
     portable_executor,
 )
-from squirrel_torch.iterstream.following import Followed, Progress, Pulled
+from squirrel_torch.iterstream.following import Followed, Progress, Pulled, check_progress
 from squirrel_torch.iterstream.keyed import Wanted, wanted_by
 from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
@@ -56,7 +56,14 @@ class AsyncMap(Stage[T, U]):
     on_error: Literal["raise", "skip"] | Callable[[Exception, T], object] = "raise"
     max_failures: int | Fraction | None = None
     holds: ClassVar[bool] = True
-    remembers: ClassVar[Mapping[str, str]] = {"done": "count", "given": "counts"}
+    remembers: ClassVar[Mapping[str, str]] = {
+        "since": "count",
+        "done": "count",
+        "missing": "counts",
+        "dealt": "count",
+        "skipped": "count",
+        "kinds": "tally",
+    }
     _home: int = field(default_factory=os.getpid, init=False, repr=False, compare=False)
 
     @property
@@ -108,14 +115,20 @@ class AsyncMap(Stage[T, U]):
         return wanted
 
     def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
-        progress = Progress(memory, following.below)
         keys = None if self.wanted is None else following.keys(self.wanted)
         report = following.context.report(self)
+        progress = Progress(memory, following.below, None if self.on_error == "raise" else report)
         pulled: Iterator[Any] = progress.pulled(steps)
         results: Iterator[Any] = self._results(pulled, report, Followed.of(self, keys), progress.passed)
         for number, own, result in results:
             progress.passed_number(number)
             yield own, result
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        check_progress(memory)
+
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return ids
 
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         if not ids:
@@ -123,7 +136,9 @@ class AsyncMap(Stage[T, U]):
         strict = replace(self, ordered=True, on_error="raise", max_failures=None)
         strict.__dict__["_home"] = self._home  # the process in which a live executor was given
         steps = zip(ids, following.remake(ids), strict=True)
-        return [item for _, item in strict.follow(steps, {}, replace(following, below=list))]
+        # With a report of its own: what is made again was counted before.
+        aside = replace(following, below=list, context=Context(following.context.epoch, following.context.path))
+        return [item for _, item in strict.follow(steps, {}, aside)]
 
     def _results(
         self,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch.utils.data import default_collate
 
 from squirrel_torch.checks import require_at_least, require_callable
+from squirrel_torch.describe import describe_item
 from squirrel_torch.errors import StateError
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.storage import PartOfRows
@@ -62,17 +63,25 @@ class Batched(Stage[T, Any]):
             items = [item for _, item in batch]
             yield tuple([own for own, _ in batch]), items if collate is None else collate(items)
 
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return _parents(self, ids, self.size)
+
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         return [batch if self.collation_fn is None else self.collation_fn(batch) for batch in _members(self, ids, following)]
 
 
+def _parents(stage: Stage[Any, Any], ids: Sequence[Id], size: int) -> list[Id]:
+    """The ids of all that is in some groups, each once."""
+    for own in ids:
+        if not isinstance(own, tuple) or not 0 < len(own) <= size:
+            raise StateError(f"{describe_item(own)} is no id of an item of {stage.describe()}")
+    return list(dict.fromkeys(member for own in ids if isinstance(own, tuple) for member in own if member is not None))
+
+
 def _members(stage: Stage[Any, Any], ids: Sequence[Id], following: Following) -> Iterator[list[Any]]:
     """The items of each group, made again; None where the group has None."""
-    for own in ids:
-        if not isinstance(own, tuple):
-            raise StateError(f"{own!r:.80} is no id of an item of {stage.describe()}")
-    known = dict.fromkeys(member for own in ids if isinstance(own, tuple) for member in own if member is not None)
-    items = dict(zip(known, following.remake(list(known)), strict=True))
+    known = stage.parents(ids) or ()
+    items = dict(zip(known, following.remake(known), strict=True))
     return ([None if member is None else items[member] for member in own] for own in ids if isinstance(own, tuple))
 
 
@@ -135,6 +144,13 @@ class Sliding(Stage[T, list[T | None]]):
         for _ in range(min(self.stride, len(window))):
             window.popleft()
         window.extend(islice(steps, self.size - len(window)))
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        if len(memory.get("held", ())) > self.size:
+            raise StateError(f"{self.describe()} can't hold {len(memory['held'])} items")
+
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return _parents(self, ids, self.size)
 
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         copy = deepcopy if self.deepcopy else list

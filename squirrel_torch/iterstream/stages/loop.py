@@ -1,13 +1,14 @@
 """Several passes over one upstream."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_at_least
-from squirrel_torch.errors import PipelineError
-from squirrel_torch.iterstream.stage import Context, Following, Stage, Step
+from squirrel_torch.describe import describe_item
+from squirrel_torch.errors import PipelineError, StateError
+from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 
 __all__ = ["Loop"]
 
@@ -41,10 +42,21 @@ class Loop(Stage[T, T]):
         for number in count(first) if self.times is None else range(first, self.times):
             for step in steps.of_pass(number):
                 memory["pass"], memory["gave"], gave = number, True, True
-                yield step
+                # What was made in one pass may be other than in another: callbacks may draw.
+                yield (number, step[0]), step[1]
             if not gave:
                 return
             gave = False
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        if self.times is not None and memory.get("pass", 0) >= max(1, self.times):
+            raise StateError(f"{self.describe()} can't be in pass {memory['pass']}, the first being 0")
+
+    def parents(self, ids: Sequence[Any]) -> Sequence[Id] | None:
+        for own in ids:
+            if not (isinstance(own, tuple) and len(own) == 2 and type(own[0]) is int and own[1] is not None):
+                raise StateError(f"{describe_item(own)} is no id of an item of {self.describe()}")
+        return [own[1] for own in ids]
 
     def _passes(self, upstream: Iterable[T]) -> Iterator[T]:
         for _ in count() if self.times is None else range(self.times):

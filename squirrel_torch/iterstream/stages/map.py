@@ -38,6 +38,9 @@ class Called(Stage[T, U]):
         # Looked at where the chain is built: a frozen dataclass refuses setattr, its __dict__ does not.
         self.__dict__["_wanted"] = wanted_by(self.callback)
 
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return ids
+
     def _by_id(self, following: Following) -> Callable[[Id, T], Any]:
         """The callback, given what it asks for."""
         callback = self.callback
@@ -85,6 +88,13 @@ class _Several(Stage[T, U]):
     def _made(self, own: Id, item: Any, following: Following) -> Iterable[Any]:
         """The items of one."""
 
+    def check(self, memory: Mapping[str, Any]) -> None:
+        if memory and (memory.get("open") is None or "next" not in memory):
+            raise StateError(f"{self.describe()} remembers which item is open, and how far it has come, or nothing")
+
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return list(dict.fromkeys(pair_of(self, own)[0] for own in ids))
+
     def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
         own, begin = memory.get("open"), memory.get("next", 0)
         if own is not None:
@@ -123,7 +133,7 @@ def pair_of(stage: Stage[Any, Any], made_id: Id) -> tuple[Id, int]:
     Raises:
         StateError: If it is none.
     """
-    if isinstance(made_id, tuple) and len(made_id) == 2 and type(made_id[1]) is int:
+    if isinstance(made_id, tuple) and len(made_id) == 2 and made_id[0] is not None and type(made_id[1]) is int:
         return made_id[0], made_id[1]
     raise StateError(f"{made_id!r:.80} is no id of an item of {stage.describe()}")
 

@@ -66,6 +66,9 @@ class ZipIndex(Stage[T, tuple[int | str, T]]):
             memory["next"] = index + 1
             yield (own, index), (self._written(index), item)
 
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return [pair_of(self, own)[0] for own in ids]
+
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         pairs = [pair_of(self, own) for own in ids]
         items = following.remake([own for own, _ in pairs])

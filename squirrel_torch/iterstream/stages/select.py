@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from squirrel_torch.checks import require_at_least, require_callable
-from squirrel_torch.errors import ReplayMismatch
+from squirrel_torch.errors import ReplayMismatch, StateError
 from squirrel_torch.iterstream.keyed import Wanted, wanted_by
 from squirrel_torch.iterstream.stage import Following, Id, Stage, Step
 
@@ -43,6 +43,9 @@ class Filter(Stage[T, T]):
             if predicate(item, **({} if keys is None else keys.arguments(own))):
                 yield own, item
 
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return ids
+
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         steps = zip(ids, following.remake(ids), strict=True)
         items = [item for _, item in self.follow(steps, {}, following)]
@@ -62,6 +65,10 @@ class Take(Stage[T, T]):
     moves_only: ClassVar[bool] = True
     needs_whole: ClassVar[bool | None] = True
     remembers: ClassVar[Mapping[str, str]] = {"given": "count"}
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        if memory.get("given", 0) > self.count:
+            raise StateError(f"{self.describe()} can't have given {memory['given']} items")
 
     def __post_init__(self) -> None:
         require_at_least("n", self.count, 0)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from squirrel_torch.checks import require_at_least
+from squirrel_torch.errors import StateError
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.seeding import DEFAULT_SEED, Seed
 
@@ -41,6 +42,12 @@ class Shuffled(Stage[T, T]):
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 2)
         require_at_least("initial", self.initial, 1)
+
+    def check(self, memory: Mapping[str, Any]) -> None:
+        held = len(memory.get("held", ()))
+        full = memory.get("full") and not memory.get("ending")
+        if held > self.size or ("drawn" in memory and full and held < self.size):
+            raise StateError(f"{self.describe()} can't hold {held} items there")
 
     def apply(self, items: Iterator[T]) -> Iterator[T]:
         """The items shuffled as in epoch 0."""

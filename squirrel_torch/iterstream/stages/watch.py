@@ -29,6 +29,9 @@ class Tqdm(Stage[T, T]):
         with tqdm(items, **self.kwargs) as bar:
             yield from bar
 
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return ids
+
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         return following.remake(ids)
 
@@ -60,6 +63,9 @@ class Monitored(Stage[T, T]):
         if not (self.conf.iops or self.conf.throughput):
             return items
         return self._measured(items)
+
+    def parents(self, ids: Sequence[Id]) -> Sequence[Id] | None:
+        return ids
 
     def remake(self, ids: Sequence[Id], following: Following) -> list[Any]:
         return following.remake(ids)

@@ -19,7 +19,7 @@ from squirrel_torch.iterstream.run import Lifetime, open_links
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.storage import Ids
 
-__all__ = ["Level", "Memory", "NumberedLevel", "PlannedLevel", "ReplayedLevel", "StageLevel"]
+__all__ = ["Level", "Memory", "NumberedLevel", "PlannedLevel", "ReplayedLevel", "StageLevel", "remade"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,14 @@ class Level(ABC):
 
 
 def _copied(memory: Memory) -> Memory:
-    return {name: list(value) if isinstance(value, list) else value for name, value in memory.items()}
+    return {name: _fresh(value) if type(value) in (list, dict) else value for name, value in memory.items()}
+
+
+def _fresh(value: Any) -> Any:
+    """A copy as deep as it can change: ids are tuples, and can't."""
+    if type(value) is dict:
+        return _copied(value)
+    return [_fresh(part) for part in value] if value and type(value[0]) in (list, dict) else list(value)
 
 
 class PlannedLevel(Level):
@@ -137,18 +144,30 @@ class ReplayedLevel(Level):
         context: The epoch, and the path of the chain.
         lifetime: Closes what is opened.
         memory: "given": how many items; "digest": of these.
+        needed: The numbers of those that will be made again, as far as they are known: they are kept while it runs up to
+            where it was.
     """
 
-    def __init__(self, links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, memory: Memory) -> None:
+    def __init__(
+        self,
+        links: Sequence[Composable[Any]],
+        context: Context,
+        lifetime: Lifetime,
+        memory: Memory,
+        needed: frozenset[Any] = frozenset(),
+    ) -> None:
         super().__init__(memory)
         self._links = links
         self._context = context
         self._lifetime = lifetime
+        self._needed = needed
+        self._kept: dict[Any, Any] = {}
         self._items: Iterator[Any] | None = None
 
     def steps(self) -> Iterator[Step]:
         memory = self.memory
-        items = self._replayed({})
+        items = self._replayed() if self._items is None else self._items
+        self._kept.clear()  # who reads on has got back what it held
         given, digest = memory.get("given", 0), memory.get("digest", 0)
         for item in items:
             own = given
@@ -158,38 +177,37 @@ class ReplayedLevel(Level):
             yield own, item
 
     def remake(self, ids: Sequence[Id]) -> list[Any]:
-        given = self.memory.get("given", 0)
-        places: dict[int, list[int]] = {}
-        for index, own in enumerate(ids):
+        for own in ids:
             if type(own) is not int or own < 0:
                 raise StateError(f"{own!r:.80} is no number of an item")
-            places.setdefault(own, []).append(index)
-        made: list[Any] = [None] * len(ids)
-        wanted = {own: (made, indices) for own, indices in places.items()}
-        if places and max(places) >= given:
-            # An async_map above notes where this place was before it gave them.
-            self._run_for(wanted)
-        else:
-            self._replayed(wanted)
-        return made
+        wanted = frozenset(ids)
+        if wanted and max(wanted) < self.memory.get("given", 0):
+            if self._items is None:
+                self._needed |= wanted
+                self._items = self._replayed()
+            if wanted <= self._kept.keys():
+                return [self._kept[own] for own in ids]
+        # An async_map above notes where this place was before it gave them.
+        made = self._made_aside(wanted)
+        return [made[own] for own in ids]
 
-    def _run_for(self, wanted: dict[int, tuple[list[Any], list[int]]]) -> None:
-        """Put the items that are wanted where they are wanted, by a run of their own."""
+    def _made_aside(self, wanted: frozenset[Any]) -> dict[Any, Any]:
+        """Some items by their numbers, from a run of their own."""
+        made: dict[Any, Any] = {}
+        if not wanted:
+            return made
         lifetime, last, number = self._lifetime.child("items that are made again"), max(wanted), 0
         with lifetime:
             for number, item in enumerate(islice(open_links(self._links, self._context, lifetime), last + 1), 1):
-                target, indices = wanted.get(number - 1, (None, ()))
-                for index in indices:
-                    if target is not None:
-                        target[index] = item
+                if number - 1 in wanted:
+                    made[number - 1] = item
             lifetime.close("closed")
         if number <= last:
             raise ReplayMismatch(f"{self._links[-1]._describe()} ends after {number} items; item {last} had come before")
+        return made
 
-    def _replayed(self, wanted: dict[int, tuple[list[Any], list[int]]]) -> Iterator[Any]:
-        """The items behind those that were given; those that are wanted are put where they are wanted, on the way."""
-        if self._items is not None and not wanted:
-            return self._items
+    def _replayed(self) -> Iterator[Any]:
+        """The items behind those that were given; those that are needed are kept on the way."""
         given = self.memory.get("given", 0)
         items = open_links(self._links, self._context, self._lifetime)
         if given:
@@ -198,21 +216,35 @@ class ReplayedLevel(Level):
                 self._links[-1]._describe(),
                 given,
             )
-        digest = number = 0
+        needed, digest, number = self._needed, 0, 0
         for number, item in enumerate(islice(items, given), 1):
             digest = digest_of(item, digest)
-            target, indices = wanted.get(number - 1, (None, ()))
-            for index in indices:
-                if target is not None:
-                    target[index] = item
+            if number - 1 in needed:
+                self._kept[number - 1] = item
         if number < given or digest != self.memory.get("digest", 0):
             what = f"ends after {number} items" if number < given else f"gives other items among its first {given}"
             raise ReplayMismatch(
                 f"{self._links[-1]._describe()} {what}; {given} had been delivered when the state was saved: it must give "
                 "the same items in the same order in each run of an epoch, or the epoch must be begun anew"
             )
-        self._items = items
         return items
+
+
+def remade(ids: Sequence[Any], level: Callable[[int], Level]) -> list[Any]:
+    """The items under ids that are (opening, id there), for what is opened several times in a run, one time after the other.
+
+    Args:
+        ids: The ids.
+        level: Gives what was opened, by the number of the opening.
+    """
+    places: dict[int, list[int]] = {}
+    for index, (number, _) in enumerate(ids):
+        places.setdefault(number, []).append(index)
+    items: list[Any] = [None] * len(ids)
+    for number, indices in places.items():
+        for index, item in zip(indices, level(number).remake([ids[index][1] for index in indices]), strict=True):
+            items[index] = item
+    return items
 
 
 class Passes(Protocol):
@@ -252,6 +284,7 @@ class StageLevel(Level):
         self._place = place
         self._make_below = below
         self._below = below(memory.get("pass", 0))
+        self._pass = memory.get("pass", 0)
         self._passes = [self._below]
         self._lifetime = lifetime
         self._following = Following(context, self._states_below, self._remake_below, seed, number)
@@ -271,14 +304,18 @@ class StageLevel(Level):
         """The steps of a pass of the places before."""
         if self._passes:
             return self._passes.pop().steps()
-        self._below = self._make_below(number)
+        # A `take` may have left generators, threads too, that wait to be asked for more.
+        self._lifetime.release([entry for entry in self._lifetime.remembered() if entry.place < self._place])
+        self._below, self._pass = self._make_below(number), number
         return self._below.steps()
 
     def _states_below(self) -> list[Memory]:
         return self._below.snapshot()
 
     def _remake_below(self, ids: Sequence[Id]) -> list[Any]:
-        return self._below.remake(ids)
+        if not self._stage.repeats:
+            return self._below.remake(ids)
+        return remade(ids, lambda number: self._below if number == self._pass else self._make_below(number))
 
     def remake(self, ids: Sequence[Id]) -> list[Any]:
         return self._stage.remake(ids, self._following)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from squirrel_torch.errors import StateError
 
-__all__ = ["as_id", "check_memory", "restored"]
+__all__ = ["as_id", "check_memory", "restored", "said"]
 
 _MOST: Final = 1 << 63
 _DEEPEST: Final = 50
@@ -19,7 +19,7 @@ def _is_count(value: object) -> bool:
 
 def _is_id(value: object, depth: int = 0) -> bool:
     if isinstance(value, list | tuple):
-        return depth < _DEEPEST and all(part is None or _is_id(part, depth + 1) for part in value)
+        return len(value) > 0 and depth < _DEEPEST and all(part is None or _is_id(part, depth + 1) for part in value)
     return _is_count(value)
 
 
@@ -33,6 +33,7 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "flag": lambda value: type(value) is bool,
     "id": lambda value: value is None or _is_id(value),
     "ids": _are(_is_id),
+    "tally": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "any": lambda _: True,
 }
 
@@ -42,7 +43,7 @@ def check_memory(state: object, names: Sequence[Mapping[str, str]], links: Seque
 
     Args:
         state: A list of memories, plain JSON types.
-        names: For each place what it may remember: names, and "count", "counts", "flag", "id", "ids" or "any".
+        names: For each place what it may remember: names, and "count", "counts", "flag", "id", "ids", "tally" or "any".
         links: The places, for messages.
     """
     if not isinstance(state, list) or len(state) != len(names):
@@ -53,9 +54,16 @@ def check_memory(state: object, names: Sequence[Mapping[str, str]], links: Seque
             raise StateError(f"the memory of {link._describe()} must be a dict, got {type(memory).__name__}")
         for name, value in memory.items():
             if name not in allowed:
-                raise StateError(f"{link._describe()} does not remember {name!r:.40}")
+                raise StateError(f"{link._describe()} does not remember {said(name)}")
             if not _CHECKS[allowed[name]](value):
-                raise StateError(f"{name} of {link._describe()} must be of kind {allowed[name]!r}, got {value!r:.60}")
+                raise StateError(f"{name} of {link._describe()} must be of kind {allowed[name]!r}, got {said(value)}")
+
+
+def said(value: object) -> str:
+    """A part of a state in few words: what it is may be nested deeply, or a number that Python refuses to print."""
+    if value is None or type(value) is str or (type(value) is int and abs(value) < 2 * _MOST):
+        return f"{value!r:.60}"
+    return f"a {type(value).__name__}"
 
 
 def as_id(value: Any) -> Any:

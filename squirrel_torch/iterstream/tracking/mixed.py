@@ -11,7 +11,8 @@ from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import IterableSamplerSource, Mix, pick
 from squirrel_torch.iterstream.stage import Context, Id, Step
-from squirrel_torch.iterstream.tracking.levels import Level, Memory
+from squirrel_torch.iterstream.tracking.levels import Level, Memory, remade
+from squirrel_torch.iterstream.tracking.memory import said
 
 __all__ = ["MixedLevel"]
 
@@ -33,9 +34,11 @@ class _Branch:
 
     def _open(self, states: list[Any] | None) -> None:
         self._lifetime = self._outer.child(f"branch {self._index}")
-        own = self._context.below("branch", self._index, self.passes)
-        self._level = self._opener(self._branch._links(), own, self._lifetime, states)
+        self._level = self._opened(self.passes, self._lifetime, states)
         self.steps = self._level.steps() if self.alive else iter(())
+
+    def _opened(self, number: int, lifetime: Lifetime, states: list[Any] | None) -> Level:
+        return self._opener(self._branch._links(), self._context.below("branch", self._index, number), lifetime, states)
 
     def again(self) -> None:
         """It is exhausted, and starts anew."""
@@ -45,11 +48,14 @@ class _Branch:
 
     def end(self) -> None:
         """It is exhausted, and stays so."""
-        self.passes += 1
         self.alive = False
 
     def remake(self, ids: Sequence[Id]) -> list[Any]:
-        return self._level.remake(ids)
+        # In another pass callbacks may have drawn other numbers.
+        return remade(ids, lambda number: self._level if number == self.passes else self._aside(number))
+
+    def _aside(self, number: int) -> Level:
+        return self._opened(number, self._outer.child(f"branch {self._index}"), None)
 
     def memory(self) -> Memory:
         """Plain JSON types."""
@@ -60,7 +66,7 @@ class _Branch:
 
 
 class MixedLevel(Level):
-    """A mix. Ids are (branch, id there).
+    """A mix. Ids are (branch, pass, id there).
 
     Args:
         mix: An IterableSamplerSource or a Multiplexer.
@@ -84,16 +90,24 @@ class MixedLevel(Level):
         lifetime.opened(mix, 0)
 
     @staticmethod
-    def check(mix: Mix[Any], memory: Memory, check_state: Callable[..., None]) -> None:
-        """Raise StateError unless a memory can be one of `mix`."""
-        told = memory.get("branches")
-        if not isinstance(told, list) or len(told) != len(mix.branches):
-            raise StateError(f"{mix._describe()} remembers {len(mix.branches)} streams, got {told!r:.60}")
-        for branch, one in zip(mix.branches, told, strict=True):
+    def check(mix: Mix[Any], memory: Memory, wanted: Sequence[Id] | None, check_state: Callable[..., None]) -> None:
+        """Raise StateError unless a memory can be one of `mix`, and `wanted` ids of its items, if they are known."""
+        count = len(mix.branches)
+        told = memory.get("branches", [{"passes": 0, "alive": True, "states": None} for _ in range(count)])
+        if not isinstance(told, list) or len(told) != count or memory.get("turn", 0) > count:
+            raise StateError(f"{mix._describe()} remembers {count} streams, and whose turn it is")
+        inside: list[list[Id]] = [[] for _ in range(count)]
+        for own in wanted or ():
+            if not (isinstance(own, tuple) and len(own) == 3 and all(type(part) is int for part in own[:2])):
+                raise StateError(f"{said(own)} is no id of an item of {mix._describe()}")
+            if own[0] >= count or own[2] is None:
+                raise StateError(f"{mix._describe()} has {count} streams, there is an item of stream {own[0]}")
+            inside[own[0]].append(own[2])
+        for branch, one, ids in zip(mix.branches, told, inside, strict=True):
             sound = isinstance(one, dict) and one.keys() == {"passes", "alive", "states"} and type(one["alive"]) is bool
-            if not sound or type(one["passes"]) is not int or one["passes"] < 0:
-                raise StateError(f"a stream of {mix._describe()} remembers passes, alive and states, got {one!r:.60}")
-            check_state(branch._links(), one["states"])
+            if not sound or type(one["passes"]) is not int or not 0 <= one["passes"] < 1 << 63:
+                raise StateError(f"a stream of {mix._describe()} remembers passes, alive and states, got {said(one)}")
+            check_state(branch._links(), one["states"], ids)
 
     def snapshot(self) -> list[Memory]:
         return [{**self.memory, "branches": [branch.memory() for branch in self._branches]}]
@@ -101,13 +115,10 @@ class MixedLevel(Level):
     def remake(self, ids: Sequence[Id]) -> list[Any]:
         wanted: dict[int, list[int]] = {}
         for index, own in enumerate(ids):
-            sound = isinstance(own, tuple) and len(own) == 2 and type(own[0]) is int and 0 <= own[0] < len(self._branches)
-            if not sound:
-                raise StateError(f"{own!r:.80} is no id of an item of {self._mix._describe()}")
-            wanted.setdefault(own[0], []).append(index)  # type: ignore[index]  # a tuple, by the line above
+            wanted.setdefault(own[0], []).append(index)  # type: ignore[index]  # checked before anything is opened
         items: list[Any] = [None] * len(ids)
         for branch, indices in wanted.items():
-            made = self._branches[branch].remake([ids[index][1] for index in indices])  # type: ignore[index]  # as above
+            made = self._branches[branch].remake([ids[index][1:] for index in indices])  # type: ignore[index]  # as above
             for index, item in zip(indices, made, strict=True):
                 items[index] = item
         return items
@@ -142,7 +153,7 @@ class MixedLevel(Level):
             drawn += 1
             for own, item in self._branches[index].steps:
                 memory["drawn"] = drawn
-                yield (index, own), item
+                yield (index, 0, own), item
                 break
             else:
                 self._branches[index].end()
@@ -157,7 +168,7 @@ class MixedLevel(Level):
             branch = self._branches[index]
             for own, item in branch.steps:
                 memory["drawn"] = drawn
-                yield (index, own), item
+                yield (index, branch.passes, own), item
                 break
             else:
                 passes = [one.passes for one in self._branches]
@@ -173,7 +184,7 @@ class MixedLevel(Level):
                 branch = self._branches[index]
                 for own, item in branch.steps if branch.alive else ():
                     memory["turn"] = index + 1
-                    yield (index, own), item
+                    yield (index, 0, own), item
                     break
                 else:
                     if branch.alive:

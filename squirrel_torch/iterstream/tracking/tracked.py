@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
-from squirrel_torch.errors import PipelineError
+from squirrel_torch.errors import PipelineError, StateError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.source import Mix, Source
-from squirrel_torch.iterstream.stage import Context, Id, Step
+from squirrel_torch.iterstream.stage import Context, Id, Stage, Step
 from squirrel_torch.iterstream.tracking.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
-from squirrel_torch.iterstream.tracking.memory import check_memory, restored
+from squirrel_torch.iterstream.tracking.memory import check_memory, restored, said
 from squirrel_torch.iterstream.tracking.mixed import MixedLevel
 from squirrel_torch.sharding import Shard
 
 __all__ = ["Given", "Tracked", "check_state", "followed", "track"]
+
+
+_FURTHEST: Final = 1 << 20
+"""So far a stage that pulls ahead may have been ahead of the state of what is run again before it."""
 
 
 class Tracked(Iterator[Step]):
@@ -115,13 +119,27 @@ def _is_replayed(links: Sequence[Composable[Any]]) -> bool:
 
 
 def open_levels(
-    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, state: Sequence[Memory] | None
+    links: Sequence[Composable[Any]],
+    context: Context,
+    lifetime: Lifetime,
+    state: Sequence[Memory] | None,
+    needed: Sequence[Id] | None = None,
 ) -> Level:
-    """The last place of a chain, over those before it, each with what it remembers."""
+    """The last place of a chain, over those before it, each with what it remembers.
+
+    Args:
+        links: The places of the chain.
+        context: The epoch, and the path of the chain.
+        lifetime: Closes what is opened.
+        state: What they remember; None at the beginning.
+        needed: The ids of items of the first place that will be made again, where they have been worked out.
+    """
     kind, count, planned = _begin(links, context)
     memories = [restored(memory) for memory in state] if state is not None else [{} for _ in range(len(links) - count + 1)]
+    if needed is None:
+        needed = _needed([link._stage for link in links[count:] if link._stage is not None], memories[1:], ())
     if len(links) > count:
-        return _stage_level(links, context, lifetime, memories)
+        return _stage_level(links, context, lifetime, memories, needed)
     (memory,) = memories
     if kind == "planned":
         return PlannedLevel(links, planned, context, lifetime, memory)
@@ -131,11 +149,15 @@ def open_levels(
         return GivenLevel(links[0], lifetime)
     if kind == "mixed":
         return MixedLevel(links[0], context.below(0), lifetime, memory, open_levels)  # type: ignore[arg-type]  # seen to be one
-    return ReplayedLevel(links, context, lifetime, memory)
+    return ReplayedLevel(links, context, lifetime, memory, frozenset(needed or ()))
 
 
 def _stage_level(
-    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, memories: Sequence[Memory]
+    links: Sequence[Composable[Any]],
+    context: Context,
+    lifetime: Lifetime,
+    memories: Sequence[Memory],
+    needed: Sequence[Id] | None,
 ) -> StageLevel:
     *before, last = links
     saved = memories[-1].get("pass", 0)
@@ -144,7 +166,7 @@ def _stage_level(
     def below(number: int) -> Level:
         # As `run.Upstream` opens the passes of a loop.
         own = context.below("pass", draws, number) if number else context
-        return open_levels(before, own, lifetime, memories[:-1] if number == saved else None)
+        return open_levels(before, own, lifetime, *((memories[:-1], needed) if number == saved else (None,)))
 
     first = before[0]
     earlier = [*first.before, *before] if isinstance(first, Given) else before
@@ -199,20 +221,50 @@ class GivenLevel(Level):
         raise AssertionError("nothing behind such a source is gone on with")
 
 
-def check_state(links: Sequence[Composable[Any]], state: Any) -> None:
-    """Raise StateError unless `state` can be what a run of this chain remembers."""
-    if state is None:
-        return
-    kind, count, _ = _begin(links, Context())
+def check_state(links: Sequence[Composable[Any]], state: Any, wanted: Sequence[Id] = ()) -> None:
+    """Raise StateError unless `state` can be what a run of this chain remembers. Nothing is opened.
+
+    Args:
+        links: The places of the chain, from its source on.
+        state: A list of memories, plain JSON types; None is the beginning.
+        wanted: The ids of items of the chain that will have to be made again.
+    """
+    kind, count, planned = _begin(links, Context())
     first: dict[str, str] = {
         "planned": {"at": "count"},
         "replayed": {"given": "count", "digest": "count"},
         "given": {},
         "mixed": dict(MixedLevel.REMEMBERS),
     }[kind]
-    names = [first]
-    for link in links[count:]:
-        names.append(dict(link._stage.remembers) if link._stage is not None else {})
-    check_memory(state, names, links)
+    above = [link._stage for link in links[count:] if link._stage is not None]
+    if state is None:
+        state = [{} for _ in range(len(above) + 1)]
+    check_memory(state, [first, *(dict(stage.remembers) for stage in above)], links)
+    begun, *memories = map(restored, state)
+    needed = _needed(above, memories, wanted)
     if kind == "mixed":
-        MixedLevel.check(links[0], state[0], check_state)  # type: ignore[arg-type]  # seen to be one
+        MixedLevel.check(links[0], begun, needed, check_state)  # type: ignore[arg-type]  # seen to be one
+    elif needed is not None:
+        _check_first(links, planned, begun, needed)
+
+
+def _needed(stages: Sequence[Stage[Any, Any]], memories: Sequence[Memory], wanted: Sequence[Id]) -> Sequence[Id] | None:
+    """The ids of the items below some stages that will have to be made again; None if that can't be known."""
+    needed: Sequence[Id] | None = wanted
+    for stage, memory in zip(reversed(stages), reversed(memories), strict=True):
+        stage.check(memory)
+        below = None if needed is None else stage.parents(needed)
+        held = [*memory.get("held", ()), *([memory["open"]] if memory.get("open") is not None else [])]
+        needed = None if below is None else [*below, *held]
+    return needed
+
+
+def _check_first(links: Sequence[Composable[Any]], planned: Any, memory: Memory, needed: Sequence[Id]) -> None:
+    rows = None if planned is None else len(planned.rows)
+    length = None if planned is None else planned.order.length
+    if length is not None and memory.get("at", 0) > length:
+        raise StateError(f"{links[0]._describe()} has {length} items, the state says that it has given {memory['at']}")
+    most = memory.get("given", 0) + _FURTHEST if rows is None else rows
+    for own in needed:
+        if type(own) is not int or own >= most:
+            raise StateError(f"{said(own)} is no number of an item of {links[0]._describe()}")

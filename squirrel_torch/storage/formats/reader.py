@@ -182,4 +182,4 @@ class _GroupedRows(numbered.ListRows):
 
         groups, _ = self._reader._groups()
         told = "".join(f"{path.rpartition('/')[2]} {rows}\n" for path, _, rows in groups)
-        return {"rows": len(self), "groups": len(groups), "sum": xxhash.xxh3_64_hexdigest(told)}
+        return {"rows": len(self), "groups": len(groups), "sum": xxhash.xxh3_64_hexdigest(told.encode())}

@@ -136,7 +136,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _sum(manifest: Manifest) -> str:
     told = "".join(f"{shard.name} {shard.rows} {shard.checksum}\n" for shard in manifest.shards)
-    return str(xxhash.xxh3_64_hexdigest(told))
+    return str(xxhash.xxh3_64_hexdigest(told.encode()))
 
 
 class SelectedRows(Rows):
