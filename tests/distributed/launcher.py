@@ -82,19 +82,18 @@ def alive(pid):
 
 
 def _be_rank(folder, log, generation, rank, ranks):
+    """The exit code of a rank, whose traceback goes into its log."""
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
+    torch.set_num_threads(1)
     try:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous-{generation}", rank=rank, world_size=ranks
-        )
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{generation}", rank=rank, world_size=ranks)
         train(folder)
         dist.destroy_process_group()
-    except BaseException:
+    except Exception:  # noqa: BLE001  # it is the main function of a process
         traceback.print_exc()
         return 1
     return 0

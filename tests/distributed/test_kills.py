@@ -1,4 +1,4 @@
-"""Jobs whose ranks and workers are killed, and that are launched again on others: each sample once per epoch, in the planned order."""
+"""Jobs whose ranks and workers are killed, and that go on with others: each sample once per epoch, in the planned order."""
 
 import json
 import os
@@ -37,9 +37,7 @@ UNORDERED = ("filter", "flat map")
 
 def launched(folder, chain, tails, seed, kills):
     """Run a job with that many kills; what its launcher counted."""
-    out = run_script(
-        LAUNCHER, folder, str(folder), chain, tails, str(seed), str(kills), timeout=200, PYTHONPATH=str(ROOT)
-    )
+    out = run_script(LAUNCHER, folder, str(folder), chain, tails, str(seed), str(kills), timeout=200, PYTHONPATH=str(ROOT))
     return json.loads(out.splitlines()[-1])
 
 

@@ -120,8 +120,7 @@ class Job:
         self._step = 0
         self._resume()
         self._ledger = Ledger(folder, generation)
-        world, workers = dist.get_world_size(), options.workers
-        self._ledger.write(begins=self._step, ranks=world, rank=dist.get_rank(), pid=os.getpid(), batch=options.batch, workers=workers)
+        self._ledger.write(begins=self._step, ranks=dist.get_world_size(), rank=dist.get_rank(), pid=os.getpid())
 
     def _resume(self):
         path = self._folder / "checkpoint.pt"

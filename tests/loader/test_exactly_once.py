@@ -1,4 +1,4 @@
-"""Planned chains, sample by sample: what each rank gets at each step, through stops, resizes, and whatever becomes of a state."""
+"""Planned chains, sample by sample: what each rank gets at each step, through stops, resizes and loads."""
 
 import io
 import json
@@ -167,7 +167,7 @@ def test_the_batches_do_not_depend_on_how_workers_are_started(method, stores):
         assert list(loader) == list(chain.run(epoch=epoch))
     batches, expected = iter(loader), list(chain.run(epoch=2))
     assert [next(batches), next(batches)] == expected[:2]
-    again = StreamLoader(chain, num_workers=3, tail="exact", multiprocessing_context=method)
+    again = StreamLoader(chain, num_workers=1, tail="exact", multiprocessing_context=method)
     again.load_state_dict(loader.state_dict())
     assert list(again) == expected[2:]
 
@@ -202,9 +202,9 @@ class Model:
         copy = Model(self.order)
         copy.position, made, counted = self.position, [self.steps_made] * ranks, self.position
         while (step := copy.step(ranks, batch, tail, keep=keep)) is not None:
-            for rank, given in enumerate(step):
-                made[rank] += given is not None
-                counted += sum(given[1]) if given else 0
+            for rank, own in enumerate(step):
+                made[rank] += own is not None
+                counted += sum(own[1]) if own else 0
         return made, len(self.order) - counted
 
 
