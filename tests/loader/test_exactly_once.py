@@ -115,6 +115,22 @@ def test_epochs_are_those_of_the_plain_run(name, stores):
     assert list(loader) == list(chain.run(epoch=11))
 
 
+def test_long_epochs_are_those_of_the_plain_run():
+    """Positions are dealt with in blocks, which grow up to some thousands."""
+    for chain in (numbers(10_007).shuffle(300), numbers(10_007), numbers(2_503).shuffle(9).loop(4)):
+        assert flat(StreamLoader(chain.batched(61, drop_last_if_not_full=False), tail="exact")) == list(chain.run(epoch=0))
+
+
+def test_passes_of_a_loop_are_shuffled_anew(stores):
+    """The plain run goes by the same plan: what it gives is looked at here."""
+    loader = StreamLoader(numbers().shuffle(9).loop(4).batched(23))
+    passes = [*loader, *loader]
+    assert [sorted(one) for one in passes] == [list(range(23))] * 8
+    assert len(set(map(tuple, passes))) == 8
+    kept = list(StreamLoader(numbers().loop(3).batched(23)))
+    assert kept == [list(range(23))] * 3
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_resume_at_every_batch_and_two_epochs_more(name, stores):
     chain = batched(name, stores)
