@@ -119,7 +119,7 @@ class DealtWork:
             had = inside + self.ranks < size
             yield step
         if had:
-            marks.append((place.at, None))  # a last batch that is smaller: nothing is left behind it
+            marks.append((0, None))  # a last batch that is smaller: nothing is left behind it
 
     def _links(self, layout: Layout, steps: Iterator[Step]) -> list[Composable[Any]]:
         links: list[Composable[Any]] = [Given(layout.links[: self.split], steps)]

@@ -4,7 +4,7 @@ import json
 import os
 from contextlib import contextmanager
 
-from squirrel_torch import StreamLoader
+from squirrel_torch import Padded, StreamLoader
 
 
 @contextmanager
@@ -51,3 +51,46 @@ def batches_of(chain, **arguments):
 
 def flat(batches):
     return [sample for batch in batches for sample in batch]
+
+
+class Model:
+    """What ranks are to be given of one epoch, one sample at a time, in the plainest of words."""
+
+    def __init__(self, order):
+        self.order, self.position, self.steps_made = order, 0, 0
+
+    def step(self, ranks, batch, tail, *, keep):
+        """For each rank (ids, which of them count), or None; None where no rank is given anything."""
+        left = len(self.order) - self.position
+        if tail == "drop" and left < ranks * batch:
+            left = left - left % ranks if keep else 0
+        positions = range(self.position, self.position + ranks * batch)
+        if tail != "pad":
+            positions = positions[:left]
+        if left == 0:
+            return None
+        given = []
+        for rank in range(ranks):
+            own = [position for position in positions if position % ranks == rank]
+            ids = [self.order[position % len(self.order)] for position in own]
+            given.append((ids, [position < len(self.order) for position in own]) if own else None)
+        self.position = min(self.position + ranks * batch, len(self.order))
+        self.steps_made += 1
+        return given
+
+    def ahead(self, ranks, batch, tail, *, keep):
+        """How many steps each rank makes in all, and how many samples are left out."""
+        copy = Model(self.order)
+        copy.position, made, counted = self.position, [self.steps_made] * ranks, self.position
+        while (step := copy.step(ranks, batch, tail, keep=keep)) is not None:
+            for rank, own in enumerate(step):
+                made[rank] += own is not None
+                counted += sum(own[1]) if own else 0
+        return made, len(self.order) - counted
+
+
+def told(batch):
+    """(ids, which of them count), or None."""
+    if isinstance(batch, Padded):
+        return batch.batch, batch.mask.tolist()
+    return None if batch is None else (batch, [True] * len(batch))
