@@ -25,6 +25,7 @@ __all__ = [
     "BY_HAND",
     "SHARD_ROWS",
     "STREAMED",
+    "WORKERS",
     "BlockShuffle",
     "Data",
     "Way",
@@ -44,6 +45,7 @@ SHARD_ROWS = 4000
 BY_HAND = "by hand, rows"
 BY_COLUMNS = "by hand, columns"
 STREAMED = f"{OURS}, streamed"
+WORKERS = ", 2 workers"
 
 
 class Data:
@@ -199,10 +201,10 @@ def ours(data: Data) -> list[Way]:
     return [
         Way(OURS, lambda: StreamLoader(plain(store())), note="checksums of all bytes of the shards are in the time"),
         Way(f"{OURS}, verify='block'", lambda: StreamLoader(plain(store(verify="block")))),
-        Way(f"{OURS}, 2 workers", lambda: StreamLoader(plain(store()), num_workers=2)),
+        Way(f"{OURS}{WORKERS}", lambda: StreamLoader(plain(store()), num_workers=2)),
         Way(f"{OURS}, a list", lambda: StreamLoader(plain(data.samples)), note="in memory"),
         Way(STREAMED, lambda: StreamLoader(streamed(store())), note="behind a filter"),
-        Way(f"{STREAMED}, 2 workers", lambda: StreamLoader(streamed(store()), num_workers=2), note="behind a filter"),
+        Way(f"{STREAMED}{WORKERS}", lambda: StreamLoader(streamed(store()), num_workers=2), note="behind a filter"),
         Way(
             f"{OURS} in StatefulDataLoader",
             lambda: stateful(plain(store()).to_torch_iterable(), batch_size=None),
@@ -291,6 +293,6 @@ def peers(data: Data) -> list[Way]:
         Way(buffered, lambda: stateful(hf_streams(), batch_size=BATCH), "torchdata", False, left_out),
         Way("grain, MapDataset.shuffle", lambda: GrainLoader(data.of(GRAIN)), "grain", False, "array_record, no threads"),
         Way("litdata StreamingDataLoader", lambda: lit(0), "litdata", False),
-        Way("litdata StreamingDataLoader, 2 workers", lambda: lit(2), "litdata", False),
+        Way(f"litdata StreamingDataLoader{WORKERS}", lambda: lit(2), "litdata", False),
         Way("mosaic StreamingDataLoader", mds, "streaming", False, "py1e"),
     ]
