@@ -196,7 +196,7 @@ def resume(workers: bool, options: Options, resources: ExitStack) -> Table:
     """From a state to the first batch.
 
     Args:
-        workers: Those that have some, or those that have none. Libraries leave threads behind, with which a fork takes seconds.
+        workers: Those that have some, or those that have none.
         options: How many samples.
         resources: Removes the files.
     """

@@ -46,6 +46,8 @@ BY_HAND = "by hand, rows"
 BY_COLUMNS = "by hand, columns"
 STREAMED = f"{OURS}, streamed"
 WORKERS = ", 2 workers"
+FORKED: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": "fork"}
+"""Said to all: litdata's `optimize` makes "spawn" the default of the whole process."""
 
 
 class Data:
@@ -201,10 +203,10 @@ def ours(data: Data) -> list[Way]:
     return [
         Way(OURS, lambda: StreamLoader(plain(store())), note="checksums of all bytes of the shards are in the time"),
         Way(f"{OURS}, verify='block'", lambda: StreamLoader(plain(store(verify="block")))),
-        Way(f"{OURS}{WORKERS}", lambda: StreamLoader(plain(store()), num_workers=2)),
+        Way(f"{OURS}{WORKERS}", lambda: StreamLoader(plain(store()), **FORKED)),
         Way(f"{OURS}, a list", lambda: StreamLoader(plain(data.samples)), note="in memory"),
         Way(STREAMED, lambda: StreamLoader(streamed(store())), note="behind a filter"),
-        Way(f"{STREAMED}{WORKERS}", lambda: StreamLoader(streamed(store()), num_workers=2), note="behind a filter"),
+        Way(f"{STREAMED}{WORKERS}", lambda: StreamLoader(streamed(store()), **FORKED), note="behind a filter"),
         Way(
             f"{OURS} in StatefulDataLoader",
             lambda: stateful(plain(store()).to_torch_iterable(), batch_size=None),
@@ -276,7 +278,7 @@ def peers(data: Data) -> list[Way]:
         import litdata
 
         dataset = litdata.StreamingDataset(str(data.of(LITDATA)), shuffle=True)
-        return litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers)
+        return litdata.StreamingDataLoader(dataset, batch_size=BATCH, **(FORKED if workers else {}))
 
     def mds() -> Any:
         streaming = mosaic()
