@@ -94,6 +94,7 @@ class Table:
         work: What is timed. Its result is dropped outside the time.
         close: What is done with it afterwards, outside the time.
         unit: Of the times shown, and how many of them a second has.
+        more: Further columns: what each says of a contender by its name.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Table:
     work: Callable[[Any], Any] = exhaust
     close: Callable[[Any], None] = lambda made: None
     unit: tuple[str, float] = field(default=("ns/item", 1e9))
+    more: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
     @property
     def present(self) -> list[Contender]:
@@ -160,7 +162,7 @@ def _seconds(work: Callable[[Any], Any], made: Any) -> float:
 def report(table: Table, times: Times) -> str:
     """The table as aligned markdown, and a last line with the targets."""
     unit, scale = table.unit
-    rows = [["contender", f"median {unit}", "best", "x limit", *(["cost"] if _has_costs(table) else []), "note"]]
+    rows = [["contender", f"median {unit}", "best", "x limit", *(["cost"] if _has_costs(table) else []), *table.more, "note"]]
     rows += [_row(table, contender, times, scale) for contender in table.contenders]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
@@ -177,7 +179,7 @@ def _row(table: Table, contender: Contender, times: Times, scale: float) -> list
     costs = [""] if _has_costs(table) else []
     name = f"{contender.name} (limit)" if contender.name == table.limit else contender.name
     if contender.name not in times:
-        return [name, "absent", "", "", *costs, f"{contender.needs} is not installed"]
+        return [name, "absent", "", "", *costs, *("" for _ in table.more), f"{contender.needs} is not installed"]
     if contender.base in times:
         costs = [_number(times.cost(contender.name, contender.base) * scale)]
     part = f"{contender.share * 100:.2g}% of the items" if contender.share < 1 else ""
@@ -187,6 +189,7 @@ def _row(table: Table, contender: Contender, times: Times, scale: float) -> list
         _number(min(times[contender.name]) * scale),
         _ratio(times.ratio(contender.name, table.limit)),
         *costs,
+        *(told(contender.name) for told in table.more.values()),
         ", ".join(filter(None, [contender.note, part])),
     ]
 
@@ -203,11 +206,16 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
 
+_PACKAGES = (
+    *("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy", "distributed", "loky"),
+    *("pyarrow", "torchdata", "datasets", "litdata", "mosaicml-streaming", "grain", "array_record"),
+)
+
+
 def environment() -> dict[str, str]:
     """The versions that the figures belong to."""
-    packages = ("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy", "distributed", "loky")
     found = {"python": platform.python_version(), "system": platform.system(), "cores": str(os.cpu_count())}
-    return found | {package: _version(package) for package in packages}
+    return found | {package: _version(package) for package in _PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -32,7 +32,9 @@ __all__ = [
     "arrow_rows",
     "arrow_schema",
     "hf_dataset",
+    "mosaic",
     "open_batches",
+    "unpacked",
 ]
 
 Samples = Sequence[dict[str, Any]]
@@ -119,7 +121,8 @@ def _with_parsed_meta(sample: dict[str, Any]) -> dict[str, Any]:
 # -- mosaic ---------------------------------------------------------------------------------------------------------------
 
 
-def _mosaic() -> Any:
+def mosaic() -> Any:
+    """Its module."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
@@ -134,13 +137,13 @@ def _mds_write(samples: Samples, kind: Kind, folder: Path) -> None:
     image = f"ndarray:uint8:{IMAGE_BYTES}" if kind is ARRAYS else "bytes"
     medium = {"image": image, "label": "int", "meta": "json"}
     columns = {"id": "int", "tokens": f"ndarray:int32:{TOKENS}", "label": "int"} if kind is SMALL else medium
-    with _mosaic().MDSWriter(out=str(folder), columns=columns) as out:
+    with mosaic().MDSWriter(out=str(folder), columns=columns) as out:
         for sample in samples:
             out.write(sample)
 
 
 def _mds_read(kind: Kind, folder: Path, shuffle: bool = False) -> Any:
-    return _mosaic().StreamingDataset(local=str(folder), batch_size=64, shuffle=shuffle)
+    return mosaic().StreamingDataset(local=str(folder), batch_size=64, shuffle=shuffle)
 
 
 # -- webdataset -----------------------------------------------------------------------------------------------------------
@@ -187,7 +190,8 @@ def _packed(sample: dict[str, Any], kind: Kind) -> bytes:
     return msgpack.packb({**sample, name: value if isinstance(value, bytes) else value.tobytes()})
 
 
-def _unpacked(kind: Kind, record: bytes) -> Any:
+def unpacked(kind: Kind, record: bytes) -> Any:
+    """The sample in a record."""
     import msgpack
 
     sample = msgpack.unpackb(record)
@@ -212,7 +216,7 @@ def _record_read(kind: Kind, folder: Path, shuffle: bool = False) -> Any:
 
     data = grain.MapDataset.source(grain.ArrayRecordDataSource(str(folder / "0.array_record")))
     data = data.shuffle(seed=0) if shuffle else data
-    return data.map(partial(_unpacked, kind)).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return data.map(partial(unpacked, kind)).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
 # -- Arrow by hand --------------------------------------------------------------------------------------------------------

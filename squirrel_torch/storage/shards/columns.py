@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from squirrel_torch.errors import CorruptDataError
@@ -21,15 +23,19 @@ from squirrel_torch.storage.shards.schema import Field
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Column", "NotCollatableError", "collate", "column", "columns_of"]
+__all__ = ["Column", "Indices", "NotCollatableError", "Part", "collate", "column", "columns_of"]
 
+Indices = npt.NDArray[np.int64]
 
 _MOST_DIMENSIONS: Final = 64
 _MOST_ELEMENTS: Final = 1 << 48
 
 
-Part = slice | list[int]
+Part = slice | Indices
 """Some rows of a column."""
+
+_DTYPES: Final = {"halffloat": "float16", "float": "float32", "double": "float64"}
+"""Arrow's names of dtypes that numpy names otherwise."""
 
 
 class NotCollatableError(Exception):
@@ -73,7 +79,7 @@ def column(array: pa.Array, field: Field, writable: bool) -> Column:
     if array.null_count:
         if not field.nullable:
             raise CorruptDataError(f"a field of {field.describe()} holds {array.null_count} nulls")
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        valid = _numbers(array.is_valid())
         return _Nullable(valid, _COLUMNS[field.kind](array.drop_null(), field, writable))
     return _COLUMNS[field.kind](array, field, writable)
 
@@ -96,6 +102,32 @@ def collate(parts: Sequence[tuple[Column, Part]]) -> Any:
         return first.collate(parts)
     except ValueError:  # shapes that differ from shard to shard
         raise NotCollatableError from None
+
+
+def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:
+    """The elements of an array of numbers or bools without nulls; numbers as a read-only view.
+
+    Arrow's `to_numpy` does it too, but imports pandas if that is installed: a second, in each process that reads.
+    """
+    count, offset, name = len(array), array.offset, str(array.type)
+    data = (count and array.buffers()[1]) or b""
+    if name == "bool":
+        bits = np.frombuffer(data, np.uint8)
+        return np.unpackbits(bits, count=offset + count, bitorder="little")[offset:].view(np.bool_)
+    dtype = np.dtype(_DTYPES.get(name, name))
+    values = np.frombuffer(data, dtype, count, offset * dtype.itemsize if count else 0)
+    values.flags.writeable = False
+    return values
+
+
+def _elements(array: pa.Array) -> np.ndarray[Any, Any]:
+    """The numbers of all lists of one size in an array without nulls. `flatten` would import Arrow's functions."""
+    size = array.type.list_size
+    return _numbers(array.values)[array.offset * size :][: len(array) * size]
+
+
+def _chosen(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
+    return values[part] if isinstance(part, slice) else values.take(part, axis=0)
 
 
 class _Nones(Column):
@@ -130,7 +162,7 @@ class _Numbers(Column):
     """Python's numbers."""
 
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
-        self._values = array.to_numpy(zero_copy_only=False)
+        self._values = _numbers(array)
 
     def row(self, index: int) -> Any:
         return self._values.item(index)
@@ -144,12 +176,12 @@ class _Numbers(Column):
         return values
 
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
-        return torch.from_numpy(np.concatenate([one._values[part] for one, part in parts]))
+        return torch.from_numpy(np.concatenate([_chosen(one._values, part) for one, part in parts]))
 
 
 class _Complex(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
-        self._values = array.flatten().to_numpy().view(np.complex128)
+        self._values = _elements(array).view(np.complex128)
 
     def row(self, index: int) -> Any:
         return self._values.item(index)
@@ -173,7 +205,8 @@ class _Texts(Column):
         return values
 
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
-        return [value for one, part in parts for value in (one.rows if isinstance(part, slice) else one.pick)(part)]
+        values = (one.rows(part) if isinstance(part, slice) else one.pick(part.tolist()) for one, part in parts)
+        return list(chain.from_iterable(values))
 
 
 class _Scalars(Column):
@@ -181,8 +214,8 @@ class _Scalars(Column):
 
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         _, count = stored_as(field)
-        flat = array if count == 1 else array.flatten()
-        self._values = flat.to_numpy().view(np.dtype(field.dtype))
+        flat = _numbers(array) if count == 1 else _elements(array)
+        self._values = flat.view(np.dtype(field.dtype))
 
     def row(self, index: int) -> Any:
         return self._values[index]
@@ -196,7 +229,7 @@ class _Scalars(Column):
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if self._values.dtype == np.uint64:  # torch makes no tensor of a list of these
             raise NotCollatableError
-        return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
+        return _as_tensor(np.concatenate([_chosen(one._values, part) for one, part in parts]))
 
 
 class _Arrays(Column):
@@ -205,7 +238,7 @@ class _Arrays(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         assert field.shape is not None  # noqa: S101  # chosen by it
         self._writable = writable
-        flat = array.flatten().to_numpy()
+        flat = _elements(array)
         shape, dtype = (len(array), *field.shape), np.dtype(field.dtype)
         # Text of no width has elements that take no bytes.
         self._values = flat.view(dtype).reshape(shape) if flat.size else np.zeros(shape, dtype)
@@ -230,7 +263,7 @@ class _Arrays(Column):
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
         if not self._values.dtype.isnative:  # to concatenate them would make them so
             raise NotCollatableError
-        return _as_tensor(np.concatenate([one._values[part] for one, part in parts]))
+        return _as_tensor(np.concatenate([_chosen(one._values, part) for one, part in parts]))
 
 
 class _Tensors(Column):
@@ -240,7 +273,7 @@ class _Tensors(Column):
         assert field.shape is not None  # noqa: S101  # chosen by it
         self._dtype = torch_dtype(field)
         self._shape = field.shape
-        self._values = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+        self._values = _elements(array).reshape(len(array), array.type.list_size)
 
     def _tensor(self, values: Any) -> torch.Tensor:
         if values.size == 0:
@@ -256,7 +289,7 @@ class _Tensors(Column):
         return [one.clone() for one in self._tensor(self._values[part]).unbind(0)]
 
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
-        return self._tensor(np.concatenate([one._values[part] for one, part in parts]))
+        return self._tensor(np.concatenate([_chosen(one._values, part) for one, part in parts]))
 
 
 def _can_be(shape: Any, ndim: int | None) -> bool:
@@ -272,8 +305,8 @@ class _Varying(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
         _, count = stored_as(field)
         data = array if field.ndim == 1 else array.field("data")
-        self._offsets = data.offsets.to_numpy()
-        self._flat = data.values.to_numpy()
+        self._offsets = _numbers(data.offsets)
+        self._flat = _numbers(data.values)
         self._writable = writable
         lengths = np.diff(self._offsets).tolist()
         self._shapes: list[Any] = (
@@ -372,7 +405,7 @@ class _Tuples(Column):
 
 class _Lists(Column):
     def __init__(self, array: Any, field: Field, writable: bool) -> None:
-        self._offsets = array.offsets.to_numpy()
+        self._offsets = _numbers(array.offsets)
         if len(array.values) > MOST_EMPTY and array.values.nbytes == 0:
             raise CorruptDataError(
                 f"a field of {field.describe()} holds lists of {len(array.values)} elements without any bytes"

@@ -36,7 +36,7 @@ from squirrel_torch.storage.shards.shard import (
 )
 from squirrel_torch.storage.store import PartOfRows, Readable
 
-__all__ = ["PartOfShards", "Place", "ReadOptions", "Selection", "ShardReader", "check_rows", "places_of"]
+__all__ = ["PartOfShards", "Place", "ReadOptions", "Selection", "ShardReader", "Spans", "check_rows", "places_of", "spans_of"]
 
 T = TypeVar("T")
 
@@ -88,6 +88,20 @@ class Place(NamedTuple):
     block: int
     inside: list[int]
     order: list[int]
+
+
+class Spans(NamedTuple):
+    """Rows that are picked, in the order in which they lie.
+
+    Args:
+        order: Where each one goes in the window.
+        inside: The number of each one in its block.
+        blocks: The shard, the number of the block, and which of these rows are in it: from where to where.
+    """
+
+    order: Any
+    inside: Any
+    blocks: list[tuple[int, int, int, int]]
 
 
 class ShardReader:
@@ -435,18 +449,22 @@ class _SelectedRows:
                 yield self._ordered(window, places.popleft(), chain([first], blocks))
 
 
-def places_of(reader: ShardReader, rows: Any) -> list[Place]:
+def spans_of(reader: ShardReader, rows: Any) -> Spans:
     """Each block that holds some of these rows, in the order in which they lie."""
-    order = np.argsort(rows, kind="stable")
+    order = np.argsort(rows)
     shards = np.searchsorted(reader.starts, rows[order], side="right") - 1
     blocks, inside = np.divmod(rows[order] - reader.starts[shards], reader.block_rows[shards])
     cuts = np.flatnonzero((np.diff(shards) != 0) | (np.diff(blocks) != 0)) + 1
-    begins, ends = [0, *cuts.tolist()], [*cuts.tolist(), len(rows)]
+    begins = np.concatenate([[0], cuts])
+    ends = [*cuts.tolist(), len(rows)]
+    return Spans(order, inside, list(zip(shards[begins].tolist(), blocks[begins].tolist(), begins.tolist(), ends, strict=True)))
+
+
+def places_of(reader: ShardReader, rows: Any) -> list[Place]:
+    """The same as lists."""
+    order, inside, spans = spans_of(reader, rows)
     inside_list, order_list = inside.tolist(), order.tolist()
-    return [
-        Place(int(shards[begin]), int(blocks[begin]), inside_list[begin:end], order_list[begin:end])
-        for begin, end in zip(begins, ends, strict=True)
-    ]
+    return [Place(shard, block, inside_list[begin:end], order_list[begin:end]) for shard, block, begin, end in spans]
 
 
 def check_rows(rows: Any, count: int) -> Any:

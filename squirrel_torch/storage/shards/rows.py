@@ -13,9 +13,9 @@ import xxhash
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE
 from squirrel_torch.storage.rows import Ids, Rows
-from squirrel_torch.storage.shards.columns import NotCollatableError, collate
+from squirrel_torch.storage.shards.columns import NotCollatableError, Part, collate
 from squirrel_torch.storage.shards.manifest import Manifest
-from squirrel_torch.storage.shards.reading import Selection, ShardReader, places_of
+from squirrel_torch.storage.shards.reading import Selection, ShardReader, spans_of
 
 __all__ = ["SelectedRows", "ShardKeys", "ShardRows"]
 
@@ -23,6 +23,13 @@ _NAMED: Final = 12
 """How many shards a difference names."""
 
 _KEYS: Final = 1024
+_NUMPY_TOO: Final = frozenset(
+    [
+        *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    ]
+)
+"""The dtypes that numpy has too."""
 
 
 class _OfDataset(Rows):
@@ -35,6 +42,8 @@ class _OfDataset(Rows):
     """
 
     def __init__(self, reader: Callable[[], ShardReader], manifest: Manifest, earlier: Callable[[int], Manifest]) -> None:
+        import pyarrow  # noqa: F401  # before workers are forked: each would import it for itself
+
         self._reader = reader
         self._manifest = manifest
         self._earlier = earlier
@@ -84,25 +93,37 @@ class ShardRows(_OfDataset):
 
     def _gathered(self, reader: ShardReader, batches: Sequence[Ids]) -> Iterator[Any]:
         """Batches whose samples are read in the order in which they lie."""
-        ids = np.concatenate(batches)
-        places = places_of(reader, ids)
-        order = np.empty(len(ids), np.int64)
-        order[np.concatenate([place.order for place in places])] = np.arange(len(ids))
+        order, inside, blocks = spans_of(reader, np.concatenate(batches))
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
         try:
-            whole = collate([(reader.block(place.shard, place.block).column, place.inside) for place in places])
+            whole = collate(
+                [(reader.block(shard, block).column, _rows(inside[begin:end])) for shard, block, begin, end in blocks]
+            )
         except NotCollatableError:
             yield from super().collated(batches)
             return
         begin = 0
         for batch in batches:
-            yield _picked(whole, torch.from_numpy(order[begin : begin + len(batch)]))
+            yield _picked(whole, places[begin : begin + len(batch)])
             begin += len(batch)
 
 
-def _picked(collated: Any, places: torch.Tensor) -> Any:
-    """Some samples of a batch."""
+def _rows(inside: Ids) -> Part:
+    """Rows that ascend, as a slice if they are neighbours."""
+    first, count = int(inside[0]), len(inside)
+    if int(inside[-1]) - first == count - 1 and bool((inside[1:] > inside[:-1]).all()):
+        return slice(first, first + count)
+    return inside
+
+
+def _picked(collated: Any, places: Ids) -> Any:
+    """Some samples of a batch, as copies."""
     if isinstance(collated, torch.Tensor):
-        return collated[places]
+        if collated.dtype not in _NUMPY_TOO:
+            return collated[torch.from_numpy(places)]
+        # Torch would do it with several threads, which wait for each other longer than it takes.
+        return torch.from_numpy(collated.numpy().take(places, axis=0))
     if isinstance(collated, dict):
         return {name: _picked(part, places) for name, part in collated.items()}
     if isinstance(collated[0], str | bytes):
