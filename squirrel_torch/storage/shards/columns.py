@@ -108,7 +108,12 @@ def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:
     """The elements of an array of numbers or bools without nulls; numbers as a read-only view.
 
     Arrow's `to_numpy` does it too, but imports pandas if that is installed: a second, in each process that reads.
+
+    Raises:
+        CorruptDataError: If there are nulls, which would be read as whatever lies in their place.
     """
+    if array.null_count:
+        raise CorruptDataError(f"an array of {array.type} holds {array.null_count} nulls")
     count, offset, name = len(array), array.offset, str(array.type)
     data = (count and array.buffers()[1]) or b""
     if name == "bool":
