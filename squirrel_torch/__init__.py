@@ -6,6 +6,8 @@ IterableSource(store.keys()).shuffle(1000).split_by_rank().async_map(store.get).
     .split_by_worker().batched(64).to_torch_iterable()
 """
 
+from typing import TYPE_CHECKING, Any
+
 from squirrel_torch.errors import (
     ClosedRunError,
     CorruptDataError,
@@ -44,10 +46,13 @@ from squirrel_torch.iterstream import (
     StageReport,
     TorchIterable,
 )
-from squirrel_torch.loader import Padded, StreamLoader
+from squirrel_torch.loader import Padded, StreamLoader, unpadded
 from squirrel_torch.metrics import MetricsConf
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage import FilesystemStore, MemoryStore, ShardStore, Store, Written
+
+if TYPE_CHECKING:
+    from squirrel_torch.integrations.lightning import StreamDataModule as StreamDataModule
 
 __all__ = [
     "ClosedRunError",
@@ -93,6 +98,16 @@ __all__ = [
     "TorchIterable",
     "WorkerDiedError",
     "Written",
+    "unpadded",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # What needs an optional package is imported when it is asked for.
+    if name == "StreamDataModule":
+        from squirrel_torch.integrations.lightning import StreamDataModule
+
+        return StreamDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

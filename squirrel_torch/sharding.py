@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from squirrel_torch.checks import require_at_least, require_int
 from squirrel_torch.errors import ShardingError
 
-__all__ = ["WHOLE", "CarriedShard", "Shard", "can_gather", "carry_rank", "gathered", "rank_shard", "worker_shard"]
+__all__ = ["WHOLE", "CarriedShard", "Shard", "can_gather", "carry_rank", "gathered", "rank_shard", "ranks_of", "worker_shard"]
 
 T = TypeVar("T")
 
@@ -72,14 +72,17 @@ def rank_shard(group: Any = None, carried: CarriedShard | None = None) -> Shard:
     as torchrun sets them). Where none of them is there, this is the only process: rank 0 of 1.
 
     Args:
-        group: A process group of torch.distributed; None is the default group.
+        group: A process group of torch.distributed, or a device mesh, of which only the processes along its dimensions share
+            the stream; None is the default group.
         carried: The rank that was read where the pipeline was pickled.
 
     Raises:
         ShardingError: If the environment is half set or not made of integers, if this process is not a member of
             `group`, or if a group is given and there is nothing to ask.
     """
-    if dist.is_available() and dist.is_initialized():
+    if can_gather():
+        if _is_mesh(group):
+            return _place_in(group)
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         if rank < 0:
             raise ShardingError(f"rank {dist.get_rank()} is not a member of the process group {group!r} it should be split by")
@@ -92,6 +95,22 @@ def rank_shard(group: Any = None, carried: CarriedShard | None = None) -> Shard:
             f"{os.getpid()}; start the stream after init_process_group"
         )
     return _rank_of_environment()
+
+
+def _is_mesh(group: Any) -> bool:
+    # Not by its class: to import it takes longer than to import this package.
+    return hasattr(group, "get_coordinate")
+
+
+def _place_in(mesh: Any) -> Shard:
+    """The place of this process among those of a mesh, which is read row by row."""
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise ShardingError(f"rank {dist.get_rank()} is not a member of the device mesh {mesh!r} it should be split by")
+    index = 0
+    for at, size in zip(coordinate, mesh.shape, strict=True):
+        index = index * size + at
+    return Shard(index, mesh.size())
 
 
 def _rank_of_environment() -> Shard:
@@ -109,9 +128,16 @@ def _rank_of_environment() -> Shard:
 
 def carry_rank(group: Any = None) -> CarriedShard | None:
     """What this process's workers have to be told of its rank, None if it has no process group itself."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not can_gather():
         return None
     return CarriedShard(rank_shard(group), os.getpid())
+
+
+def ranks_of(group: Any = None) -> list[int]:
+    """The processes that share a stream which is split by a group or a device mesh: their numbers among all processes."""
+    if _is_mesh(group):
+        return [int(rank) for rank in group.mesh.flatten().tolist()]
+    return [int(rank) for rank in dist.get_process_group_ranks(group)] if can_gather() else [0]
 
 
 def worker_shard() -> Shard:

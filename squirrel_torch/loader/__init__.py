@@ -1,8 +1,8 @@
 """Batches for training: a DataLoader that knows how far it has come, and the worker processes that make batches for it."""
 
 from squirrel_torch.loader.loader import StreamLoader
-from squirrel_torch.loader.padding import Padded
+from squirrel_torch.loader.padding import Padded, unpadded
 from squirrel_torch.loader.serving import Serve
 from squirrel_torch.loader.workers import END, End, Workers
 
-__all__ = ["END", "End", "Padded", "Serve", "StreamLoader", "Workers"]
+__all__ = ["END", "End", "Padded", "Serve", "StreamLoader", "Workers", "unpadded"]

@@ -83,6 +83,10 @@ class Course(ABC, Generic[P]):
     def deliver(self, place: P, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[P, Any]]:
         """The batches of this rank from `place` on, each with the place behind it; at the end, `END` with the last place."""
 
+    def over(self, place: P) -> P:
+        """The end of the epoch, from any place in it, where the end is not known from the beginning."""
+        raise NotImplementedError
+
     @abstractmethod
     def content(self, place: P, world: World) -> dict[str, Any]:
         """A place as plain JSON types, without what belongs to the chain."""

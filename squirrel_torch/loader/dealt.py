@@ -22,6 +22,8 @@ from squirrel_torch.iterstream.stage import Context, Step
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.tracking import Given, Tracked, check_state, track
 from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.filling import filled, mask_of, real_samples
+from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
 from squirrel_torch.plan.state import whole
 
@@ -66,11 +68,13 @@ class Ticket(NamedTuple):
         step: Which step of the pass it is, from 0.
         at: The position behind the last item that was read for it.
         state: What the beginning of the chain remembers there.
+        real: How many samples of the batch are of the epoch, and don't only fill it up.
     """
 
     step: int
     at: int
     state: list[Any] | None
+    real: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class DealtWork:
         ranks: How many there are.
         rank: Whose batches are made.
         batch: Samples of a batch.
+        fills: Whether a last batch that is smaller is filled up.
     """
 
     place: Place
@@ -90,16 +95,17 @@ class DealtWork:
     ranks: int
     rank: int
     batch: int
+    fills: bool = False
 
     def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Ticket, Any]]:
         """The batches of every `count`-th step; the last one may be smaller."""
         beginning = track(layout.links[: self.split], self.place.epoch, self.place.state)
         marks: deque[tuple[int, list[Any] | None]] = deque()
         links = self._links(layout, self._own(beginning, marks, worker, count))
-        run = Tracked(links, self.place.epoch)
+        run = Tracked(filled(links) if self.fills else links, self.place.epoch)
         try:
-            for step, (_, batch) in zip(count_from(worker, count), run):
-                yield Ticket(step, *marks.popleft()), batch
+            for step, (own, batch) in zip(count_from(worker, count), run):
+                yield Ticket(step, *marks.popleft(), real_samples(own)), batch
         finally:
             run.close()
             beginning.close()
@@ -135,10 +141,12 @@ class DealtCourse(Course[Place]):
     Args:
         layout: The chain.
         split: The index in its links before which it is dealt out.
+        pads: Whether a smaller batch is filled up, and all of them have masks.
     """
 
-    def __init__(self, layout: Layout, split: int) -> None:
+    def __init__(self, layout: Layout, split: int, *, pads: bool = False) -> None:
         super().__init__(layout)
+        self._pads = pads
         self._split = split
         self._batch = next((link._stage.size for link in layout.links[split:] if isinstance(link._stage, Batched)), 1)
         planned = planned_prefix(layout.links, Context())
@@ -166,20 +174,23 @@ class DealtCourse(Course[Place]):
 
     def deliver(self, place: Place, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[Place, Any]]:
         ranks, size = world.rank.count, world.rank.count * self._batch
-        hands.start(DealtWork(place, self._split, ranks, world.rank.index, self._batch), seeds)
+        hands.start(DealtWork(place, self._split, ranks, world.rank.index, self._batch, self._pads), seeds)
         now = place
         for step in count_from():
             worker = step % world.workers
             received = hands.receive(worker)
             if received is END:
                 break
-            (number, at, state), batch = received
+            (number, at, state, real), batch = received
             if number != step:
                 raise PipelineError(f"worker {worker} was to give batch {step}, and gave batch {number}")
             behind = place.position + (step + 1) * size
             now = Place(place.epoch, behind, place.step + step + 1, at, state, ended=state is None)
-            yield now, batch
+            yield now, with_mask(batch, mask_of(real, self._batch)) if self._pads else batch
         yield now._replace(ended=True), END
+
+    def over(self, place: Place) -> Place:
+        return place._replace(ended=True)
 
     def content(self, place: Place, world: World) -> dict[str, Any]:
         return place._asdict()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 from weakref import ref
 
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from squirrel_torch.checks import require_at_least, require_epoch
+from squirrel_torch.checks import require_at_least, require_epoch, require_int
 from squirrel_torch.errors import ClosedRunError, ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
@@ -20,23 +21,29 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
+from squirrel_torch.loader.council import Council
 from squirrel_torch.loader.course import END, Course, World
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.device import on_device
+from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
+from squirrel_torch.loader.sampler import EpochSampler
 from squirrel_torch.loader.streamed import StreamedCourse, split_place
 from squirrel_torch.loader.work import Nothing, Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
 from squirrel_torch.plan.state import seal, unseal
-from squirrel_torch.sharding import WHOLE, rank_shard
+from squirrel_torch.sharding import WHOLE, can_gather, rank_shard, ranks_of
 
 __all__ = ["StreamLoader"]
 
 T_co = TypeVar("T_co", covariant=True)
 
 _log = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 1024
+"""Places behind earlier batches, for a trainer that takes batches and works on them later."""
 
 
 class StreamLoader(DataLoader[T_co]):
@@ -59,10 +66,14 @@ class StreamLoader(DataLoader[T_co]):
         collate_fn: Makes a batch of the list of its samples, with `batch_size`. By default torch's `default_collate`.
         tail: What becomes of the samples at the end of an epoch that don't make a batch for each rank. "exact": they are
             delivered in smaller batches, and some ranks may get one sample less, or make one step less, than others. "pad": all
-            ranks get whole batches, filled up with samples from the beginning of the epoch, and a mask: dicts get an entry
-            "mask", a bool tensor of shape `[batch]` that is False for what fills up, other batches come as `Padded(batch,
-            mask)`. "drop": all ranks make the same steps with as many samples each, the rest is left out; `dropped` says how
-            many. By default "drop" where the chain is planned, where it is not only "exact" can be had.
+            ranks get whole batches, filled up with samples that come again, and a mask: dicts get an entry "mask", a bool
+            tensor of shape `[batch]` that is False for what fills up, other batches come as `Padded(batch, mask)`; `unpadded`
+            takes it off. "drop": all ranks make the same steps with as many samples each, the rest is left out; `dropped`
+            says how many. "drop" is the default.
+
+            Where the chain is not planned, nobody knows beforehand how many samples there are for each rank. Then "exact" may
+            give them very different numbers of steps. With "pad" and "drop" the ranks agree on the number of steps, a few
+            batches ahead, by torch.distributed. "drop" keeps smaller batches there.
         drop_last: With `batch_size`: leave out a last batch that is not full, as `batched` does by default.
         streams: Into how many streams a chain that is not planned is dealt, over all ranks. It decides the order of its items,
             and there can be no more ranks times workers than streams with something to do. By default 12 or more; as many as
@@ -74,6 +85,10 @@ class StreamLoader(DataLoader[T_co]):
         timeout: Seconds to wait for a batch of a worker; 0 is no limit.
         pin_memory: Give tensors in memory that is pinned, if there is CUDA.
         device: Give tensors on this device. With CUDA the next batch is copied while the one before is worked on.
+        dataset: Only for trainers that make a loader once more of its attributes (Lightning does before it predicts): what is
+            loaded is the pipeline.
+        sampler: None; the chain chooses the samples.
+        batch_sampler: None, as well.
 
     Raises:
         TypeError: If an argument is of another kind.
@@ -106,12 +121,20 @@ class StreamLoader(DataLoader[T_co]):
         timeout: float = 0,
         pin_memory: bool = False,
         device: torch.device | str | None = None,
+        dataset: object = None,
+        sampler: None = None,
+        batch_sampler: None = None,
     ) -> None:
         if streams is not None:
             require_at_least("streams", streams, 1)
-        dataset = _dataset(pipeline, batch_size, collate_fn, drop_last)
+        for name, value in (("sampler", sampler), ("batch_sampler", batch_sampler)):
+            if value is not None:
+                raise ValueError(f"{name} must be None, as the chain chooses the samples; got {value!r}")
+        if dataset is not None:
+            collate_fn = None  # torch's own, from an attribute; that of the chain is in the chain
+        torch_iterable = _dataset(pipeline, batch_size, collate_fn, drop_last)
         super().__init__(
-            dataset,
+            torch_iterable,
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -121,8 +144,14 @@ class StreamLoader(DataLoader[T_co]):
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
         )
+        # What a trainer that wants to make the loader once more would look for.
+        self.pipeline = torch_iterable
+        self.tail = tail
+        self.streams = streams
         self.device = None if device is None else torch.device(device)
-        self._layout = layout_of(dataset.chain)
+        # Through __dict__: a DataLoader keeps its sampler from being changed.
+        self.__dict__["sampler"] = EpochSampler(self.set_epoch)
+        self._layout = layout_of(torch_iterable.chain)
         self._course: Course[Any] = _course(self._layout, tail, streams)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
@@ -130,9 +159,11 @@ class StreamLoader(DataLoader[T_co]):
         # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come; whether to its end.
         self._resumed: Any = None
         self._place: Any = None
+        self._earlier: deque[tuple[Any, World]] = deque(maxlen=_REMEMBERED)
         self._has_ended = False
         self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
+        self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -165,7 +196,35 @@ class StreamLoader(DataLoader[T_co]):
             return self._course.fresh(self._course.epoch(self._resumed) + 1, world)
         return self._resumed
 
+    def _agrees(self, world: World) -> bool:
+        """Whether the ranks agree on their steps while they go."""
+        return self._layout.mode is not Mode.PLANNED and world.rank.count > 1 and self.tail != "exact"
+
+    def _is_even(self, world: World) -> bool:
+        """Whether all ranks come to the end of an epoch with the same step."""
+        return world.rank.count == 1 or (self._agrees(world) and can_gather())
+
+    def _next_place(self, place: Any, world: World) -> Any:
+        """The beginning of the epoch behind that of `place`, where the pass is now."""
+        self._resumed = None
+        self._place = self._course.fresh(self._course.epoch(place) + 1, world)
+        return self._place
+
+    def _evened(self, delivered: Iterator[tuple[Any, Any]], place: Any, world: World) -> Iterator[tuple[Any, Any]]:
+        """The batches of this rank, as many as those of the others if that has to be agreed on with them."""
+        if not self._agrees(world):
+            return delivered
+        if self.tail is None and not can_gather():
+            _log.warning(
+                "the ranks may make different numbers of steps: this chain is not planned, so they have to agree, and "
+                "torch.distributed is not initialized"
+            )
+            return delivered
+        council = Council.of(ranks_of(None if self._layout.split is None else self._layout.split.group))
+        return Even(delivered, council, pads=self.tail == "pad", over=self._course.over).batches(place)
+
     def _delivered(self, place: Any) -> None:
+        self._earlier.append((self._place, self._place_world))
         self._place, self._resumed = place, None
         self._next_epoch = self._course.epoch(place) + 1
 
@@ -180,14 +239,20 @@ class StreamLoader(DataLoader[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank.
 
-        An epoch that was stopped and loaded is gone on with if it is that one.
+        An epoch that was stopped and loaded is gone on with if it is that one. A pass that goes on is not changed.
         """
         require_epoch(epoch)
         if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
             self._resumed = None
-        if self._place is not None and self._course.epoch(self._place) != epoch:
-            self._place = None
+        batches = None if self._pass is None else self._pass()
+        goes_on = batches is not None and batches.is_open
+        if not goes_on and self._place is not None and self._course.epoch(self._place) != epoch:
+            self._forget()
         self._next_epoch = epoch
+
+    def _forget(self) -> None:
+        self._place = None
+        self._earlier.clear()
 
     @property
     def epoch(self) -> int:
@@ -219,15 +284,49 @@ class StreamLoader(DataLoader[T_co]):
 
     # -- states -------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    @property
+    def needs_all_states(self) -> bool:
+        """Whether to go on takes the states of all ranks: the chain is not planned, and none of them knows the others'."""
+        return self._layout.mode is not Mode.PLANNED
+
+    def taken_by(self, tell: Callable[[StreamLoader[T_co]], Any]) -> None:
+        """Name who takes the batches, if it takes them ahead: it is asked for the state then, and knows what it holds.
+
+        Args:
+            tell: Gives what `state_dict()` without arguments returns; it may call `state_dict(held=...)`.
+        """
+        self._taken_by = tell
+
+    def state_dict(self, *, held: int | None = None) -> Any:
         """How far the stream was delivered, as plain JSON types: a fresh copy.
 
         The state of a planned chain is the same on all ranks, and one is enough. Of another chain each rank has its own.
+
+        Args:
+            held: How many of the last batches were not worked on yet, as a trainer has it that takes them ahead: the state
+                is that of the moment before them. By default 0, or what `taken_by` has named decides.
+
+        Raises:
+            ValueError: If not so many were delivered, or more than 1,024 are asked for.
         """
+        if held is None and self._taken_by is not None:
+            return self._taken_by(self)
+        held = 0 if held is None else held
+        require_int("held", held)
+        if not 0 <= held <= len(self._earlier):
+            raise ValueError(f"held must be from 0 to {len(self._earlier)}, the batches whose places are known, got {held}")
+        if held:
+            return seal(self._course.save(*self._earlier[-held]))
         if self._place is not None:
             return seal(self._course.save(self._place, self._place_world))
         world = self._world()
         return seal(self._course.save(self._begin(world), world))
+
+    def state_of_next_epoch(self) -> dict[str, Any]:
+        """The state at the beginning of the epoch behind this one, for a trainer that leaves this one before its end."""
+        world = self._world()
+        place = self._begin(world) if self._place is None else self._place
+        return seal(self._course.save(self._course.fresh(self._course.epoch(place) + 1, world), world))
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a loader over the same chain has stopped: the next pass is the rest of that epoch.
@@ -242,7 +341,8 @@ class StreamLoader(DataLoader[T_co]):
         states = [state] if isinstance(state, Mapping) or not isinstance(state, Sequence) else list(state)
         resumed = self._course.load([unseal(one) for one in states])
         self._leave()
-        self._resumed, self._place = resumed, None
+        self._forget()
+        self._resumed = resumed
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -267,6 +367,16 @@ class StreamLoader(DataLoader[T_co]):
             self._workers = workers
         return workers
 
+    def close(self) -> None:
+        """End the pass that goes on, and worker processes that were kept. The next pass goes on from here, with new ones."""
+        place = self._place
+        self._leave()
+        if place is not None and not self._has_ended:
+            self._resumed = place
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
     def _seeds(self, epoch: int, world: World) -> list[int]:
         """What the global random generators of the workers begin with, which users' code may use."""
         names = [f"{torch.initial_seed()} {epoch} {world.rank.index} {worker}" for worker in range(world.workers)]
@@ -277,22 +387,34 @@ class _Batches(Iterator[T_co]):
     """One pass of a loader."""
 
     def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
-        course = loader._course
         self._loader = loader
-        self._dropped = course.dropped(place, world)
+        self._world = world
         self._hands = loader._hands()
         self._keeps = loader.persistent_workers
-        self._is_open = True
+        self.is_open = True
         self._after: Exception | None = None  # None: it came to its end
-        delivered = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
+        # Nothing may be left of an epoch whose end is found by going on. Where all ranks find it at once it is passed over.
+        self._may_be_empty = place is loader._resumed and loader._is_even(world)
+        self._begin(place)
+
+    def _begin(self, place: Any) -> None:
+        loader, world = self._loader, self._world
+        course = loader._course
+        self._dropped = course.dropped(place, world)
+        made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
+        delivered = loader._evened(made, place, world)
         device = loader.device
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
 
     def __next__(self) -> T_co:
-        if not self._is_open:
+        if not self.is_open:
             raise StopIteration if self._after is None else self._after
         try:
             place, batch = next(self._delivered)
+            if batch is END and self._may_be_empty:
+                self._may_be_empty = False
+                self._begin(self._loader._next_place(place, self._world))
+                place, batch = next(self._delivered)
         except Exception as error:
             self._end(error)
             raise
@@ -303,6 +425,7 @@ class _Batches(Iterator[T_co]):
             self._end(None)
             self._loader._finished(place, self._dropped)
             raise StopIteration
+        self._may_be_empty = False
         self._loader._delivered(place)
         delivered: T_co = batch
         return delivered
@@ -312,8 +435,8 @@ class _Batches(Iterator[T_co]):
         self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
 
     def _end(self, after: Exception | None) -> None:
-        if self._is_open:
-            self._is_open, self._after = False, after
+        if self.is_open:
+            self.is_open, self._after = False, after
             if not self._keeps:
                 self._hands.close()
             elif after is not None:
@@ -348,14 +471,10 @@ def _course(layout: Layout, tail: Tail | None, streams: int | None) -> Course[An
         raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {tail!r}")
     if layout.mode is Mode.PLANNED:
         return PlannedCourse(layout, tail or "drop")
-    if tail not in (None, "exact"):
-        raise ValueError(
-            f"tail={tail!r} needs a planned chain, whose number of samples is known, and this one is {layout.mode.value}: "
-            'leave tail out, or say "exact"; pipeline.explain() says what to change'
-        )
+    pads = tail == "pad"
     if streams is None and (place := _dealt_at(layout)) is not None:
-        return DealtCourse(layout, place)
-    return StreamedCourse(layout, streams)
+        return DealtCourse(layout, place, pads=pads)
+    return StreamedCourse(layout, streams, pads=pads)
 
 
 def _dealt_at(layout: Layout) -> int | None:

@@ -21,6 +21,8 @@ from squirrel_torch.iterstream.stages import AutoSplit, Batched, Shuffled
 from squirrel_torch.iterstream.torch_composables import place_of_split
 from squirrel_torch.iterstream.tracking import check_state, track
 from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.filling import batch_size_of, filled, mask_of, real_samples
+from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
@@ -54,10 +56,12 @@ class Ticket(NamedTuple):
     Args:
         stream: Of which stream it is.
         state: That of its run behind the batch; None says that the stream has ended, and there is no batch.
+        real: How many samples of the batch are of the epoch, and don't only fill it up.
     """
 
     stream: int
     state: list[Any] | None
+    real: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,13 @@ class StreamedWork:
         epoch: Which epoch.
         count: How many streams there are on all ranks.
         parts: Those of the rank, and how far each has come.
+        fills: Whether batches at the ends of the streams are filled up.
     """
 
     epoch: int
     count: int
     parts: tuple[tuple[int, Part], ...]
+    fills: bool = False
 
     def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Ticket, Any]]:
         """The batches of every `count`-th stream of the rank, in turns."""
@@ -100,7 +106,8 @@ class StreamedWork:
             while given:
                 stream = next_stream(given)
                 if stream not in runs:
-                    runs[stream] = track(stream_links(layout, Shard(stream, self.count)), self.epoch, own[stream].state)
+                    links = stream_links(layout, Shard(stream, self.count))
+                    runs[stream] = track(filled(links) if self.fills else links, self.epoch, own[stream].state)
                 item = next(runs[stream], END)
                 if item is END:
                     del given[stream]
@@ -108,7 +115,7 @@ class StreamedWork:
                     yield Ticket(stream, None), None
                 else:
                     given[stream] += 1
-                    yield Ticket(stream, runs[stream].snapshot()), item[1]
+                    yield Ticket(stream, runs[stream].snapshot(), real_samples(item[0])), item[1]
         finally:
             for run in runs.values():
                 run.close()
@@ -156,11 +163,14 @@ class StreamedCourse(Course[Place]):
     Args:
         layout: The chain.
         streams: To how many streams it is dealt; None: as many as suit the number of ranks, or as a loaded state has.
+        pads: Whether smaller batches are filled up, and all of them have masks.
     """
 
-    def __init__(self, layout: Layout, streams: int | None) -> None:
+    def __init__(self, layout: Layout, streams: int | None, *, pads: bool = False) -> None:
         super().__init__(layout)
         self._streams = streams
+        self._pads = pads
+        self._size = batch_size_of(layout.links) if pads else 1
         self._data = self._fingerprint()
 
     def _fingerprint(self) -> dict[str, Any] | None:
@@ -196,7 +206,7 @@ class StreamedCourse(Course[Place]):
     def deliver(self, place: Place, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[Place, Any]]:
         own = hosted(place.count, world)
         parts = {stream: place.parts[stream] for stream in own}
-        hands.start(StreamedWork(place.epoch, place.count, tuple(parts.items())), seeds)
+        hands.start(StreamedWork(place.epoch, place.count, tuple(parts.items()), self._pads), seeds)
         workers = dict(zip(own, cycle(range(world.workers)), strict=False))
         given = {stream: part.given for stream, part in parts.items() if not part.ended}
         step = place.step
@@ -205,15 +215,21 @@ class StreamedCourse(Course[Place]):
             received = hands.receive(workers[stream])
             if received is END or received[0][0] != stream:
                 raise PipelineError(f"worker {workers[stream]} was to give of stream {stream}, and gave {received!r:.80}")
-            (_, state), batch = received
+            (_, state, real), batch = received
             if state is None:
                 parts = {**parts, stream: Part(given.pop(stream), ended=True)}
                 continue
             given[stream] += 1
             parts = {**parts, stream: Part(given[stream], state=state)}
             step += 1
+            if self._pads:
+                batch = with_mask(batch, mask_of(real, self._size))
             yield Place(place.epoch, place.count, step, parts), batch
         yield Place(place.epoch, place.count, step, parts), END
+
+    def over(self, place: Place) -> Place:
+        ended = {stream: Part(part.given, ended=True) for stream, part in place.parts.items()}
+        return replace(place, parts=ended)
 
     # -- states -------------------------------------------------------------------------------------------------------
 

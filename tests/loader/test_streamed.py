@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from squirrel_torch import IterableSource, PipelineError, ReplayMismatch, StateError, StreamLoader
+from squirrel_torch import IterableSource, PipelineError, ReplayMismatch, ShardingError, StateError, StreamLoader, unpadded
 from tests.loader.support import as_rank, batches_of, flat, loaders_of
 
 
@@ -120,8 +120,25 @@ def test_what_is_not_known_before():
     loader = StreamLoader(CHAINS["filter"](4))
     with pytest.raises(TypeError, match="it has no length"):
         len(loader)
-    with pytest.raises(ValueError, match="tail='pad' needs a planned chain"):
-        StreamLoader(CHAINS["filter"](4), tail="pad")
+    with as_rank(0, 2), pytest.raises(ShardingError, match=r"torch\.distributed is not initialized"):
+        next(iter(StreamLoader(CHAINS["filter"](4), tail="pad")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["filter", "take behind filter"])
+def test_smaller_batches_are_filled_up(name, workers):
+    chain = CHAINS[name](4) if name in CHAINS else IterableSource(range(50)).filter(lambda x: x % 3).take(27).batched(4)
+    exact = flat(StreamLoader(chain, tail="exact"))
+    padded = list(StreamLoader(chain, num_workers=workers, tail="pad"))
+    assert all(len(batch) == len(mask) == 4 for batch, mask in padded)
+    assert any(not bool(mask.all()) for _, mask in padded)
+    assert sorted(one for batch in padded for one in unpadded(batch)) == sorted(exact)
+
+
+def test_a_mask_that_would_not_fit_is_refused():
+    chain = IterableSource(range(50)).filter(lambda x: x % 3).batched(4).flatten()
+    with pytest.raises(ValueError, match=r"Flatten.* stands behind batched\(\)"):
+        StreamLoader(chain, tail="pad")
 
 
 def test_a_function_that_can_not_be_divided():

@@ -294,6 +294,8 @@ class _Tensors(Column):
         return [one.clone() for one in self._tensor(self._values[part]).unbind(0)]
 
     def collate(self, parts: Sequence[tuple[Any, Part]]) -> Any:
+        if any(one._shape != self._shape for one, _ in parts):  # which may have as many elements
+            raise NotCollatableError
         return self._tensor(np.concatenate([_chosen(one._values, part) for one, part in parts]))
 
 

@@ -421,6 +421,13 @@ class TestBatches:
                     assert batches is not None
                     check_batches(batches, own, size, drop_last)
 
+    @pytest.mark.parametrize("shapes", [[(2, 3), (3, 2)], [(0, 1), (0, 0)]])
+    def test_shapes_that_differ_from_shard_to_shard(self, shapes):
+        samples = [torch.ones(shape) for shape in shapes]
+        store = written(samples, block_rows=1, shard_rows=1)
+        with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+            next(iter(IterableSource(store).batched(2, default_collate)))
+
     @pytest.mark.parametrize("block_rows", [1, 2])
     @pytest.mark.parametrize(
         "make",
