@@ -282,6 +282,16 @@ class StreamLoader(DataLoader[T_co]):
             raise TypeError("the stream does not end: it has no length")
         return batches
 
+    def batches_of_epoch(self, epoch: int) -> int | None:
+        """How many batches this rank gets of an epoch, or has got and gets if it is the one that goes on; None if not known."""
+        place, world = self._now()
+        if self._course.epoch(place) != epoch:
+            place = self._course.fresh(epoch, world)
+        try:
+            return self._course.batches(place, world)
+        except TypeError:
+            return None
+
     # -- states -------------------------------------------------------------------------------------------------------
 
     @property

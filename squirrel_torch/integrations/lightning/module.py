@@ -1,4 +1,4 @@
-"""Streams for Lightning's Trainer."""
+"""The streams of a training, for Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from squirrel_torch.sharding import gathered
 
 try:
     from lightning.pytorch import LightningDataModule
-    from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities import CombinedLoader
 except ImportError as error:
     raise MissingDependencyError("lightning", "lightning") from error
+
+from squirrel_torch.integrations.lightning.loop import TrainingLoop
+from squirrel_torch.loader.sampler import EpochSampler
 
 __all__ = ["StreamDataModule"]
 
@@ -163,12 +165,20 @@ class StreamDataModule(LightningDataModule):
             return
         for loader in loaders:
             loader.taken_by(self._state_of)
+            loader.__dict__["sampler"] = EpochSampler(self._begin_epoch)  # through it Lightning numbers the epochs
         if self._resumed is not None:
             self._go_on(loaders, self._resumed)
             self._resumed = None
         elif self.trainer is not None:
             for loader in loaders:
                 loader.set_epoch(self.trainer.current_epoch)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        loaders = self._loaders.get("train", [])
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        if (loop := self._loop()) is not None:
+            loop.renew_lengths(loaders, epoch)
 
     def teardown(self, stage: str) -> None:
         """End worker processes that were kept. Called by the Trainer; a subclass that has its own should call this too."""
@@ -186,7 +196,9 @@ class StreamDataModule(LightningDataModule):
         if not loaders:
             return {}
         states = [loader.state_dict() for loader in loaders]
-        return {"train": states, "redo": self._to_redo(), "ended": self._leaves_epoch()}
+        loop = self._loop()
+        redo, ended = (0, False) if loop is None else (loop.to_redo, loop.leaves_epoch)
+        return {"train": states, "redo": redo, "ended": ended}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from there with the next training; called by the Trainer.
@@ -210,74 +222,25 @@ class StreamDataModule(LightningDataModule):
             )
         for loader, state in zip(loaders, states, strict=True):
             loader.load_state_dict(state)
-        if self.trainer is not None:
-            loop = self.trainer.fit_loop
-            _count(loop.epoch_loop.batch_progress, -resumed["redo"], *_COUNTS)
+        if (loop := self._loop()) is not None:
+            loop.go_back(resumed["redo"])
             if resumed["ended"] and not all(map(_has_length, loaders)):
-                _end_epoch(loop)
+                loop.end_epoch()
 
     def _state_of(self, loader: StreamLoader[Any]) -> Any:
         """The state of a loader behind the last batch that the weights have seen."""
-        held = self._held() + self._to_redo()
-        state = loader.state_of_next_epoch() if self._leaves_epoch() else loader.state_dict(held=held)
+        loop = self._loop()
+        if loop is not None and loop.leaves_epoch:
+            state = loader.state_of_next_epoch()
+        else:
+            state = loader.state_dict(held=0 if loop is None else loop.held + loop.to_redo)
         if not loader.needs_all_states:
             return state
         states = gathered(state)
         return states if len(states) > 1 else state
 
-    def _held(self) -> int:
-        """How many batches the Trainer has taken and not trained on."""
-        fetcher = None if self.trainer is None else self.trainer.fit_loop._data_fetcher
-        if self.trainer is None or fetcher is None:
-            return 0
-        # Both are counted from the beginning of the epoch, also after a resume; before the loop runs, only the second is right.
-        taken: int = fetcher.fetched - self._progress().processed
-        return max(taken, len(getattr(fetcher, "batches", ())))
-
-    def _leaves_epoch(self) -> bool:
-        """Whether the Trainer has come to the end of what it calls an epoch, which may be before that of the stream."""
-        if self.trainer is None or self.trainer.fit_loop._data_fetcher is None:
-            return False
-        current = self._progress()
-        reached = self.trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        return bool(current.processed > 0 and current.processed == current.ready and reached)
-
-    def _to_redo(self) -> int:
-        """How many batches have been trained on whose gradients were not applied yet."""
-        if self.trainer is None or self.trainer.fit_loop._data_fetcher is None or self._leaves_epoch():
-            return 0
-        model = self.trainer.lightning_module
-        if model is not None and not model.automatic_optimization:
-            return 0  # when a step is made is known to the model alone
-        return int(self._progress().processed % self.trainer.accumulate_grad_batches)
-
-    def _progress(self) -> Any:
-        """Lightning's counts of the batches of this epoch."""
-        return None if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current
-
-
-_COUNTS: Final = ("ready", "started", "processed", "completed")
-
-
-def _count(progress: Any, more: int, *names: str) -> None:
-    """Change the counts of one of Lightning's loops, those of this run and the total ones."""
-    for counts in (progress.current, progress.total):
-        for name in names:
-            setattr(counts, name, max(getattr(counts, name) + more, 0))
-
-
-def _end_epoch(loop: Any) -> None:
-    """Let a training loop that was restored at its last batch know that it was the last.
-
-    It sees that by itself where it knows the number of batches. Where it does not, it would number the batches of the next
-    epoch from there on. Then it gets the counts that a checkpoint at the end of an epoch has.
-    """
-    if loop.epoch_progress.current.processed < loop.epoch_progress.current.started:
-        batches = loop.epoch_loop.batch_progress
-        _count(batches, batches.current.processed - batches.current.completed, "completed")
-        _count(loop.epoch_progress, 1, "processed")
-        # The loop's own setter keeps it on where the training is limited by steps.
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # a property
+    def _loop(self) -> TrainingLoop | None:
+        return None if self.trainer is None else TrainingLoop(self.trainer)
 
 
 def _has_length(loader: StreamLoader[Any]) -> bool:
