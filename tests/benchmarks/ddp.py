@@ -21,8 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
+from ddp_files import PART, Files, Way
+from ddp_peers import PEERS
 from ddp_rank import WARM_UP, Order, Report
-from ddp_ways import BY_COLUMNS, BY_HAND, LIMIT, MADE, PART, PEERS, WAYS, Files, Way
+from ddp_ways import BY_COLUMNS, BY_HAND, LIMIT, MADE, WAYS
 from resume_ways import BATCH, SHARD_ROWS
 from rig import Claim, Contender, Table, Times, command_line
 from stream import OURS, at_most
@@ -128,6 +130,7 @@ class Launches:
         """What the table shows besides."""
         return {
             "samples/s": lambda name: f"{median(SAMPLES * ranks[0].steps / took(ranks) for ranks in self.reports[name]):,.0f}",
+            "CPU, us/sample": lambda name: f"{self.cpu(name) * 1e6:.1f}",
             "wait share": lambda name: f"{self.waited(name):.3f}",
             "first batch, ms": lambda name: f"{self._median(name, lambda one: one.first) * 1e3:,.0f}",
             "epoch": lambda name: self.epochs.get(name, ""),
@@ -136,6 +139,10 @@ class Launches:
     def waited(self, name: str) -> float:
         """Which part of the time went into the loader."""
         return self._median(name, lambda one: one.waited / one.seconds)
+
+    def cpu(self, name: str) -> float:
+        """Seconds of processors for a sample. Others who use the machine change it less than they change the time."""
+        return self._median(name, lambda one: one.cpu / one.steps / BATCH)
 
     def _median(self, name: str, of: Callable[[Report], float]) -> float:
         """The median over launches of the mean over ranks."""
@@ -160,6 +167,8 @@ def ddp(options: Options, resources: ExitStack) -> Table:
                 at_least(f"{name} {{:.2f}} x the samples/s of {best}", times.ratio(best, name), 3),
                 at_least(f"{name} {{:.2f}} x those of the limit", times.ratio(LIMIT, name), 0.5),
                 at_most(f"{name} waits {{:.3f}} of the time", launches.waited(name), 0.15),
+                Claim(f"{name} {launches.cpu(best) / launches.cpu(name):.2f} x less CPU than {best}"),
+                Claim(f"{name} {launches.cpu(name) / launches.cpu(LIMIT):.2f} x the CPU of the limit"),
                 *(Claim(f"{name} {times.ratio(hand, name):.2f} x {hand}") for hand in (BY_HAND, BY_COLUMNS)),
             ]
         return found

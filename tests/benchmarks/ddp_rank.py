@@ -6,16 +6,18 @@ Run as ``torchrun ddp_rank.py ORDER``; `Order` says what is in it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
+from time import clock_gettime, perf_counter
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
-from ddp_ways import WAYS, Files, Place
+from ddp_files import Files, Place
+from ddp_ways import WAYS
 from storage_samples import SMALL, TOKENS
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -62,6 +64,7 @@ class Report:
         steps: How many were measured.
         seconds: Of these.
         waited: Of the seconds, how many went into the loader.
+        cpu: Seconds that the processors worked on these steps, here and in the workers.
         ids: Of the samples of an epoch, in their order.
     """
 
@@ -69,6 +72,7 @@ class Report:
     steps: int = 0
     seconds: float = 0
     waited: float = 0
+    cpu: float = 0
     ids: Sequence[int] = ()
 
 
@@ -107,14 +111,26 @@ def _trained(order: Order, place: Place) -> Report:
     step(batch)
     for _ in range(WARM_UP - 1):
         step(next(batches))
-    waited, start = 0.0, perf_counter()
+    processes = [os.getpid(), *_children()]
+    waited, worked, start = 0.0, _worked(processes), perf_counter()
     for _ in range(order.steps):
         before = perf_counter()
         batch = next(batches)
         waited += perf_counter() - before
         assert len(batch["label"]) == len(batch["tokens"])
         step(batch)
-    return Report(first, order.steps, perf_counter() - start, waited)
+    seconds = perf_counter() - start
+    return Report(first, order.steps, seconds, waited, _worked(processes) - worked)
+
+
+def _children() -> list[int]:
+    """The pids of the workers."""
+    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def _worked(processes: Sequence[int]) -> float:
+    """Seconds of processors that all threads of some processes have taken so far."""
+    return sum(clock_gettime(~pid << 3 | 2) for pid in processes)  # clock_getcpuclockid(3), which Python has not
 
 
 def _passed(order: Order, place: Place) -> Report:
