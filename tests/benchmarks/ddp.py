@@ -169,7 +169,11 @@ def ddp(options: Options, resources: ExitStack) -> Table:
                 at_most(f"{name} waits {{:.3f}} of the time", launches.waited(name), 0.15),
                 Claim(f"{name} {launches.cpu(best) / launches.cpu(name):.2f} x less CPU than {best}"),
                 Claim(f"{name} {launches.cpu(name) / launches.cpu(LIMIT):.2f} x the CPU of the limit"),
-                *(Claim(f"{name} {times.ratio(hand, name):.2f} x {hand}") for hand in (BY_HAND, BY_COLUMNS)),
+                *(
+                    Claim(f"{name} {times.ratio(other, name):.2f} x {other}")
+                    for other in (BY_HAND, BY_COLUMNS, PEERS[0].name)
+                    if other in times
+                ),
             ]
         return found
 
