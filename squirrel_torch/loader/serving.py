@@ -11,15 +11,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any, Final, Protocol
 
-import torch
 import torch.utils.data._utils.worker as torch_worker
-from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
 from squirrel_torch.execution.carry import Carried
 from squirrel_torch.execution.encoding import encode
 from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import Page
 from squirrel_torch.execution.process import Luggage, seed_generators
+from squirrel_torch.loader.collating import collate_quickly
 from squirrel_torch.loader.line import Frame, Line, Order, read_orders
 from squirrel_torch.loader.slots import FIRST_BYTES, Slots
 
@@ -76,21 +75,11 @@ def serve_passes(connection: Connection, _: Page, packed: Any, place: Place) -> 
         place: Who this is.
     """
     shared = SharedMemory(FIRST_BYTES, recv_handle(connection))
-    if default_collate_fn_map[torch.Tensor] is collate_tensor_fn:
-        default_collate_fn_map[torch.Tensor] = _collate_tensors
+    collate_quickly()
     server = _Server(Line(connection), Slots(shared, place.most_bytes), place)
     server.unpack(packed)
     while (order := server.next_order()) is not None:
         server.serve(order)
-
-
-def _collate_tensors(tensors: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
-    """Tensors on a stack, for `default_collate`. Torch's own would make new shared memory for each, for its own hand-over."""
-    first: torch.Tensor = tensors[0]
-    if first.is_nested or first.layout is not torch.strided:
-        stacked: torch.Tensor = collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
-        return stacked
-    return torch.stack(tensors, 0)
 
 
 class _Server:

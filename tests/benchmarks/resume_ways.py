@@ -60,7 +60,7 @@ class Data:
 
     def __init__(self, rows: int, folder: Path) -> None:
         self.rows = rows
-        self._folder = folder
+        self.path = folder
         self._samples: list[dict[str, Any]] = []
 
     @property
@@ -72,7 +72,7 @@ class Data:
 
     def folder(self, name: str, write: Callable[[Path], Any]) -> Path:
         """That of one format."""
-        folder = self._folder / name
+        folder = self.path / name
         if not folder.exists():
             folder.mkdir()
             write(folder)

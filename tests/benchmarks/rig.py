@@ -93,6 +93,7 @@ class Table:
         claims: What the figures say about the targets.
         work: What is timed. Its result is dropped outside the time.
         close: What is done with it afterwards, outside the time.
+        took: The seconds that the result of `work` tells of, where it measures itself; otherwise it is timed from here.
         unit: Of the times shown, and how many of them a second has.
         more: Further columns: what each says of a contender by its name.
     """
@@ -106,6 +107,7 @@ class Table:
     claims: Callable[[Times], list[Claim]]
     work: Callable[[Any], Any] = exhaust
     close: Callable[[Any], None] = lambda made: None
+    took: Callable[[Any], float] | None = None
     unit: tuple[str, float] = field(default=("ns/item", 1e9))
     more: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
@@ -131,7 +133,7 @@ def measure(table: Table, rounds: int) -> Times:
     for _ in range(rounds):
         for contender in rng.sample(present, len(present)):
             with _made(table, contender) as made:
-                times[contender.name].append(_seconds(table.work, made) / table.count(contender))
+                times[contender.name].append(_seconds(table, made) / table.count(contender))
             del made
     return times
 
@@ -145,18 +147,17 @@ def _made(table: Table, contender: Contender) -> Iterator[Any]:
         table.close(made)
 
 
-def _seconds(work: Callable[[Any], Any], made: Any) -> float:
+def _seconds(table: Table, made: Any) -> float:
     """One timing. What lived before is frozen: the garbage collector has only the contender's own objects to look at."""
     gc.collect()
     gc.freeze()
     try:
         start = perf_counter()
-        result = work(made)
+        result = table.work(made)
         seconds = perf_counter() - start
     finally:
         gc.unfreeze()
-    del result
-    return seconds
+    return seconds if table.took is None else table.took(result)
 
 
 def report(table: Table, times: Times) -> str:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from squirrel_torch import ClosedRunError, IterableSource, PipelineError, StageTimeout, WorkerDiedError
 from squirrel_torch.execution.encoding import decode, encode
@@ -507,6 +509,78 @@ class TestHandOver:
         assert batch["n"].tolist() == [0, 1, 2, 3]
         with pytest.raises(RuntimeError, match="sparse tensors are not currently supported"):
             workers.receive(0)
+
+    def test_default_collate_of_arrays_gives_what_it_gives_elsewhere(self):
+        table = np.arange(6).reshape(2, 3)
+        stacks = [
+            *([table.astype(name), 2 * table.astype(name)] for name in ("u1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "?")),
+            [np.asfortranarray(table), table, table.T.reshape(2, 3)],
+            [table[:, ::2], table[:, 1:]],
+            [np.asfortranarray(table), np.asfortranarray(2 * table)],
+            [np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)],
+            [np.zeros((2, 0)), np.zeros((2, 0))],
+            [np.array(3), np.array(4)],
+            [np.arange(3), torch.arange(3)],
+            [np.arange(3, dtype=np.int32), np.arange(3, dtype=np.float32)],
+            [np.ma.array([1, 2]), np.ma.array([3, 4])],
+            [table],
+        ]
+
+        def serve(work, worker, count):
+            yield from ((0, {"a": default_collate(stack)}) for stack in stacks)
+
+        workers = passes(serve)
+        workers.start(None, [0])
+        for stack, (_, batch) in zip(stacks, rest(workers), strict=True):
+            expected = default_collate(stack)
+            assert (batch["a"].dtype, batch["a"].shape) == (expected.dtype, expected.shape), stack
+            assert batch["a"].tolist() == expected.tolist()
+
+    @pytest.mark.parametrize(
+        "arrays",
+        [
+            [np.zeros(3), np.zeros(4), np.zeros(2)],  # as many numbers as three of the first
+            [np.zeros((2, 3)), np.zeros((3, 2))],
+            [np.arange(3)[::-1], np.arange(3)[::-1]],
+            [np.zeros(2, ">f8"), np.zeros(2, ">f8")],
+            [np.array(["a"]), np.array(["b"])],
+            [np.array([None]), np.array([None])],
+        ],
+        ids=["lengths", "shapes", "backwards", "byte order", "text", "objects"],
+    )
+    def test_default_collate_refuses_the_arrays_that_it_refuses_elsewhere(self, arrays):
+        def serve(work, worker, count):
+            yield 0, default_collate(arrays)
+
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as expected:
+            default_collate(arrays)
+        workers = passes(serve)
+        workers.start(None, [0])
+        with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+            workers.receive(0)
+
+    def test_default_collate_joins_arrays_that_are_views_and_read_only(self):
+        def serve(work, worker, count):
+            rows = np.arange(6.0)
+            rows.flags.writeable = False
+            batch = default_collate([rows[:3], rows[3:]])  # torch's own warns, which is an error here
+            batch += 1
+            yield rows.tolist(), batch
+
+        workers = passes(serve)
+        workers.start(None, [0])
+        before, batch = workers.receive(0)
+        assert before == [0, 1, 2, 3, 4, 5]
+        assert batch.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+    def test_what_a_user_does_with_tensors_counts_for_arrays_too(self):
+        def serve(work, worker, count):
+            default_collate_fn_map[torch.Tensor] = lambda tensors, collate_fn_map: [one.sum().item() for one in tensors]
+            yield 0, default_collate([np.arange(3), np.arange(1, 4)])
+
+        workers = passes(serve)
+        workers.start(None, [0])
+        assert workers.receive(0) == (0, [3, 6])
 
     def test_pinned_without_cuda_is_nothing(self):
         (received,) = self.sent({"x": torch.arange(5)}, pinned=True)
