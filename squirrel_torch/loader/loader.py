@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from multiprocessing.context import BaseContext
 from typing import Any, Final, TypeVar, get_args
 from weakref import ref
@@ -13,7 +14,7 @@ from weakref import ref
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from squirrel_torch.checks import require_at_least, require_epoch, require_int
+from squirrel_torch.checks import require_at_least, require_epoch, require_int, require_seconds
 from squirrel_torch.errors import ClosedRunError, ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
@@ -30,6 +31,7 @@ from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.planned import PlannedCourse
 from squirrel_torch.loader.sampler import EpochSampler
 from squirrel_torch.loader.streamed import StreamedCourse, split_place
+from squirrel_torch.loader.watch import Progress, Watch
 from squirrel_torch.loader.work import Nothing, Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
@@ -44,6 +46,10 @@ _log = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 1024
 """Places behind earlier batches, for a trainer that takes batches and works on them later."""
+
+
+_numbers: Final = count()
+"""Of loaders: the ranks of a job make the same ones, in the same order."""
 
 
 class StreamLoader(DataLoader[T_co]):
@@ -85,6 +91,8 @@ class StreamLoader(DataLoader[T_co]):
         timeout: Seconds to wait for a batch of a worker; 0 is no limit.
         pin_memory: Give tensors in memory that is pinned, if there is CUDA.
         device: Give tensors on this device. With CUDA the next batch is copied while the one before is worked on.
+        report_after: Seconds without a step after which a rank says in its log which ranks it seems to wait for, and at which
+            step and stage these are; 0: never. The ranks leave word of that in the store of torch.distributed.
         dataset: Only for trainers that make a loader once more of its attributes (Lightning does before it predicts): what is
             loaded is the pipeline.
         sampler: None; the chain chooses the samples.
@@ -121,6 +129,7 @@ class StreamLoader(DataLoader[T_co]):
         timeout: float = 0,
         pin_memory: bool = False,
         device: torch.device | str | None = None,
+        report_after: float = 120,
         dataset: object = None,
         sampler: None = None,
         batch_sampler: None = None,
@@ -132,6 +141,7 @@ class StreamLoader(DataLoader[T_co]):
                 raise ValueError(f"{name} must be None, as the chain chooses the samples; got {value!r}")
         if dataset is not None:
             collate_fn = None  # torch's own, from an attribute; that of the chain is in the chain
+        require_seconds("report_after", report_after)
         torch_iterable = _dataset(pipeline, batch_size, collate_fn, drop_last)
         super().__init__(
             torch_iterable,
@@ -148,6 +158,7 @@ class StreamLoader(DataLoader[T_co]):
         self.pipeline = torch_iterable
         self.tail = tail
         self.streams = streams
+        self.report_after = report_after
         self.device = None if device is None else torch.device(device)
         # Through __dict__: a DataLoader keeps its sampler from being changed.
         self.__dict__["sampler"] = EpochSampler(self.set_epoch)
@@ -163,6 +174,8 @@ class StreamLoader(DataLoader[T_co]):
         self._has_ended = False
         self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
+        self._number = next(_numbers)
+        self._passes = 0
         self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
@@ -222,6 +235,11 @@ class StreamLoader(DataLoader[T_co]):
             return delivered
         council = Council.of(ranks_of(None if self._layout.split is None else self._layout.split.group))
         return Even(delivered, council, pads=self.tail == "pad", over=self._course.over).batches(place)
+
+    def _watched(self, batches: object, progress: Progress) -> Watch | None:
+        self._passes += 1
+        ranks = ranks_of(None if self._layout.split is None else self._layout.split.group)
+        return Watch.over(batches, progress, f"{self._number}/{self._passes}/{ranks[0]}", ranks, self.report_after)
 
     def _delivered(self, place: Any) -> None:
         self._earlier.append((self._place, self._place_world))
@@ -406,6 +424,9 @@ class _Batches(Iterator[T_co]):
         # Nothing may be left of an epoch whose end is found by going on. Where all ranks find it at once it is passed over.
         self._may_be_empty = place is loader._resumed and loader._is_even(world)
         self._begin(place)
+        self._progress = Progress(loader._course.epoch(place))
+        self._progress.hands = self._hands
+        self._watch = loader._watched(self, self._progress)
 
     def _begin(self, place: Any) -> None:
         loader, world = self._loader, self._world
@@ -419,6 +440,7 @@ class _Batches(Iterator[T_co]):
     def __next__(self) -> T_co:
         if not self.is_open:
             raise StopIteration if self._after is None else self._after
+        self._progress.asked()
         try:
             place, batch = next(self._delivered)
             if batch is END and self._may_be_empty:
@@ -437,6 +459,7 @@ class _Batches(Iterator[T_co]):
             raise StopIteration
         self._may_be_empty = False
         self._loader._delivered(place)
+        self._progress.given()
         delivered: T_co = batch
         return delivered
 
@@ -447,6 +470,8 @@ class _Batches(Iterator[T_co]):
     def _end(self, after: Exception | None) -> None:
         if self.is_open:
             self.is_open, self._after = False, after
+            if self._watch is not None:
+                self._watch.close()
             if not self._keeps:
                 self._hands.close()
             elif after is not None:

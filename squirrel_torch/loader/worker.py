@@ -22,12 +22,13 @@ from squirrel_torch.loader.line import TAKEN, Frame, Line, Order, read_frame
 from squirrel_torch.loader.serving import Place, serve_passes
 from squirrel_torch.loader.slots import FIRST_BYTES
 
-__all__ = ["END", "End", "Opener", "Worker"]
+__all__ = ["END", "OURS", "End", "Opener", "Worker"]
 
 _LOOK: Final = 0.5
 """Seconds after which a silent worker is looked at: its line tells of a death only if no child of its own holds it too."""
 
-_OURS: Final = "loader/serving.py"
+OURS: Final = "loader/serving.py"
+"""The file of the frames that all stacks of workers end with."""
 
 
 class End(Enum):
@@ -180,7 +181,7 @@ class Worker:
         return self.process.end(monotonic() + PATIENCE)
 
     def _too_long(self, timeout: float) -> StageTimeout:
-        stack = self.process.stack(_OURS)
+        stack = self.process.stack(OURS)
         who = f"worker {self._place.worker} of {self._place.count} (pid {self.process.pid})"
         return StageTimeout(
             f"{who} has given no batch for {timeout:g} s; it was in:\n{stack.rstrip() or '(no stack could be had)'}", stack

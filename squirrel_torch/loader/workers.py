@@ -19,7 +19,7 @@ from squirrel_torch.execution.page import PATIENCE
 from squirrel_torch.execution.process import portable_bytes
 from squirrel_torch.loader.line import Order
 from squirrel_torch.loader.serving import Place, Serve
-from squirrel_torch.loader.worker import END, End, Opener, Worker
+from squirrel_torch.loader.worker import END, OURS, End, Opener, Worker
 
 __all__ = ["END", "End", "Workers"]
 
@@ -77,6 +77,8 @@ class Workers:
         self._passes = 0
         opener = Opener((serve, dataset, worker_init_fn), start_method)
         self._workers: list[Worker] = []
+        self.waits_for: int | None = None
+        """The worker that a batch was asked of last."""
         self._finalizer = weakref.finalize(self, _close, self._workers, os.getpid())
         try:
             for worker in range(count):
@@ -132,12 +134,20 @@ class Workers:
         self._check_open()
         if not self._passes:
             raise PipelineError("no pass was started: call start() before receive()")
+        self.waits_for = worker
         return self._workers[worker].receive(self._timeout, pinned=self._pinned and _cuda())
 
     def poll(self, worker: int) -> bool:
         """Whether `receive` would not have to wait."""
         self._check_open()
         return self._workers[worker].poll()
+
+    def stack(self, worker: int) -> str:
+        """Where a worker is, as `faulthandler` tells it; empty if it does not say. Any thread may ask."""
+        try:
+            return self._workers[worker].process.stack(OURS)
+        except (IndexError, ValueError, OSError):
+            return ""  # it has just ended
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:

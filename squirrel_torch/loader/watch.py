@@ -1,0 +1,253 @@
+"""Which rank the others wait for: each tells how far it is, and asks the others when nothing moves.
+
+The ranks leave word in the store by which torch.distributed has brought them together, over a connection of their own: it
+answers also while a collective hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import weakref
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+
+from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.sharding import can_gather
+
+__all__ = ["Progress", "Watch"]
+
+_OURS: Final = str(Path(__file__).parents[1])
+_TORCH: Final = str(Path(torch.__file__).parent)
+_MOST_NAMED: Final = 8
+_SLOWEST: Final = 30.0
+"""Seconds between two looks, at most."""
+
+_PATIENCE: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Progress:
+    """What a pass is doing; the thread that takes its batches writes it, and another reads it.
+
+    Args:
+        epoch: Which epoch it goes through.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.step = 0
+        self.inside = False
+        self.ended = False
+        self.since = monotonic()
+        self.thread = threading.get_ident()
+        self.hands: Any = None
+
+    def asked(self) -> None:
+        """A batch was asked for."""
+        self.since, self.inside = monotonic(), True
+
+    def given(self) -> None:
+        """It was given."""
+        self.step += 1
+        self.since, self.inside = monotonic(), False
+
+    def line(self) -> str:
+        """Where it is in code that is neither ours nor torch's."""
+        return next((_line(frame) for frame in _frames(self.thread) if not _is_in(frame, _OURS, _TORCH)), "")
+
+    def agrees(self, frames: list[FrameType] | None = None) -> bool:
+        """Whether it waits for the other ranks in the loader."""
+        frames = _frames(self.thread) if frames is None else frames
+        return self.inside and any(frame.f_code.co_filename.endswith("loader/council.py") for frame in frames)
+
+    def doing(self) -> str:
+        """What it is doing now, in words."""
+        if self.ended:
+            return "has ended its pass"
+        frames = _frames(self.thread)
+        if not self.inside:
+            user = self.line()
+            return f"works outside of the loader{user and f', in {user}'}"
+        if self.agrees(frames):
+            return "waits in the loader for the others to say how many steps they make"
+        worker = getattr(self.hands, "waits_for", None)
+        if worker is not None:
+            return f"waits in the loader for worker {worker}, which is {_of_stack(self.hands.stack(worker))}"
+        stage = next((one for frame in frames if isinstance(one := frame.f_locals.get("self"), Stage)), None)
+        user = self.line()
+        return f"makes a batch, in {'the source' if stage is None else stage.describe()}{user and f', in {user}'}"
+
+
+class Watch:
+    """Looks after one pass, in a thread that ends with it.
+
+    Args:
+        owner: The pass; when it is gone the watch ends.
+        progress: Of the pass.
+        name: The same for this pass on all ranks.
+        ranks: Those that share the stream, by their numbers among all processes.
+        patience: Seconds without progress after which it is said who is waited for.
+    """
+
+    def __init__(self, owner: object, progress: Progress, name: str, ranks: list[int], patience: float) -> None:
+        self._progress = progress
+        self._ranks = ranks
+        self._rank = dist.get_rank()
+        self._patience = patience
+        self._prefix = f"squirrel_torch/{name}"
+        self._posts = 0
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._told = patience
+        self._done = threading.Event()
+        self._store = _own_store()
+        self._thread = threading.Thread(target=self._look, name="squirrel_torch_watch", daemon=True)
+        weakref.finalize(owner, self._done.set)  # it may be let go of without a word
+        self._thread.start()
+
+    @classmethod
+    def over(cls, owner: object, progress: Progress, name: str, ranks: list[int], patience: float) -> Watch | None:
+        """A watch, if there are others and somewhere to leave word."""
+        if patience == 0 or len(ranks) < 2 or not can_gather():
+            return None
+        try:
+            return cls(owner, progress, name, ranks, patience)
+        except (AttributeError, RuntimeError) as error:  # what torch does not promise
+            _log.warning("there will be no report of ranks that others wait for (report_after): %s", error)
+            return None
+
+    def close(self) -> None:
+        """End the thread, and say that the pass has ended."""
+        self._done.set()
+        self._thread.join(_PATIENCE)
+
+    def _look(self) -> None:
+        interval = min(self._patience / 4, _SLOWEST)
+        try:
+            self._post()
+            while not self._done.wait(interval):
+                self._post()
+                waited = monotonic() - self._progress.since
+                if waited < self._patience:
+                    self._told = self._patience
+                elif waited >= self._told:
+                    _log.warning("%s", self.report())
+                    self._told *= 2
+                elif waited >= self._patience / 2:
+                    self._others()  # to know later who has said nothing since
+            self._progress.ended = True
+            self._post()
+        except Exception as error:  # noqa: BLE001  # a watch that fails must not end the training
+            if not self._done.is_set():
+                _log.warning("rank %d can't ask the others how far they are any more: %s", self._rank, error)
+
+    def _post(self) -> None:
+        progress, self._posts = self._progress, self._posts + 1
+        waited = monotonic() - progress.since
+        word = {
+            "post": self._posts,
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "seconds": waited,
+            "inside": progress.inside,
+            "agrees": progress.agrees(),
+            "line": progress.line(),
+            # To look takes milliseconds, and is worth it only if something is slow.
+            "doing": progress.doing() if waited > self._patience / 4 or progress.ended else "is on its way",
+            "process": f"pid {os.getpid()} on {socket.gethostname()}",
+        }
+        self._store.set(f"{self._prefix}/{self._rank}", json.dumps(word))
+
+    def _others(self) -> dict[int, dict[str, Any] | None]:
+        """What the other ranks have left, and None of those that have never come here."""
+        words: dict[int, dict[str, Any] | None] = {}
+        for rank in self._ranks:
+            if rank == self._rank:
+                continue
+            key = f"{self._prefix}/{rank}"
+            word: dict[str, Any] | None = json.loads(self._store.get(key)) if self._store.check([key]) else None
+            words[rank] = word
+            if word is not None and self._heard.get(rank, (0, 0.0))[0] != word["post"]:
+                self._heard[rank] = word["post"], monotonic()
+        return words
+
+    def report(self) -> str:
+        """Who is waited for, in words."""
+        progress, own = self._progress, []
+        for rank, word in sorted(self._others().items(), key=lambda item: -1 if item[1] is None else item[1]["step"]):
+            told = self._of_other(rank, word)
+            if told:
+                own.append(told)
+        more = f"; and {len(own) - _MOST_NAMED} more" if len(own) > _MOST_NAMED else ""
+        behind = "; ".join(own[:_MOST_NAMED]) + more or "no other rank is behind it"
+        return (
+            f"rank {self._rank} has been at step {progress.step} of epoch {progress.epoch} for "
+            f"{monotonic() - progress.since:.0f} s: it {progress.doing()}. {behind}"
+        )
+
+    def _of_other(self, rank: int, word: dict[str, Any] | None) -> str:
+        """What holds up the others, if this one does."""
+        if word is None:
+            return f"rank {rank} has not begun this pass"
+        at = f"rank {rank} is at step {word['step']} of epoch {word['epoch']}"
+        silent = monotonic() - self._heard[rank][1]
+        if silent > 2 * min(self._patience / 4, _SLOWEST) + 1 and word["doing"] != "has ended its pass":
+            return f"{at} and has not been heard of for {silent:.0f} s: its process ({word['process']}) has died, or is stopped"
+        progress = self._progress
+        slow = word["seconds"] > self._patience / 2 and not word["agrees"]
+        # At the same step one waits for the other if they agree on something, or if the other is somewhere else.
+        elsewhere = not progress.inside and (word["inside"] or word["line"] != progress.line())
+        holds_up = slow and (progress.agrees() or elsewhere)
+        if word["step"] < progress.step or (word["step"] == progress.step and holds_up):
+            return f"{at} and {word['doing']}, for {word['seconds']:.0f} s"
+        return ""
+
+
+def _own_store() -> Any:
+    """The store of the job, over a connection that nobody else waits on."""
+    store: Any = c10d._get_default_store()
+    prefixed: Any = dist.PrefixStore  # type: ignore[attr-defined]  # torch has it there without saying so
+    by_network: Any = dist.TCPStore  # type: ignore[attr-defined]
+    while isinstance(store, prefixed):
+        store = store.underlying_store
+    if isinstance(store, by_network):
+        return by_network(store.host, store.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+    return store
+
+
+def _frames(thread: int) -> list[FrameType]:
+    """Those of another thread, the innermost first. Of the own one they would hold themselves."""
+    frame, frames = sys._current_frames().get(thread), []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _is_in(frame: FrameType, *folders: str) -> bool:
+    return frame.f_code.co_filename.startswith(folders)
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _of_stack(stack: str) -> str:
+    """Where a process is, by what `faulthandler` wrote: the stage, and the innermost line of somebody else's code."""
+    lines = [line.strip() for line in stack.splitlines() if line.strip().startswith("File ")]
+    stages = [line for line in lines if "squirrel_torch/iterstream/stages/" in line]
+    stage = f"in stage {Path(stages[0].split(chr(34))[1]).stem}" if stages else "not in a stage"
+    user = next((line for line in lines if _OURS not in line and _TORCH not in line and "/lib/python" not in line), "")
+    return f"{stage}{user and f', at {user}'}"
