@@ -887,7 +887,9 @@ class Composable(DataPipe[T_co]):
         is initialized. All that stands before the split must be the same on all ranks.
 
         Args:
-            torch_dist_group: A process group of torch.distributed; None is the default group.
+            torch_dist_group: A process group of torch.distributed, or a device mesh: only the processes along its dimensions
+                share the stream, so with ``mesh["dp"]`` all ranks of a tensor or pipeline parallel group get the same samples.
+                None is the default group.
 
         Raises:
             ShardingError: If the stream is split by rank already; when it starts, if the rank can't be read.

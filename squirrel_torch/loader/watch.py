@@ -107,7 +107,8 @@ class Watch:
         self._ranks = ranks
         self._rank = dist.get_rank()
         self._patience = patience
-        self._prefix = f"squirrel_torch/{name}"
+        # The store of torchrun stays when all ranks are started again.
+        self._prefix = f"squirrel_torch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
         self._posts = 0
         self._heard: dict[int, tuple[int, float]] = {}
         self._told = patience
