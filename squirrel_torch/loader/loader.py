@@ -20,6 +20,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
+from squirrel_torch.loader.accelerate import Dealt, TakenByAccelerate
 from squirrel_torch.loader.course import END, Course, World
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.device import on_device
@@ -39,7 +40,7 @@ T_co = TypeVar("T_co", covariant=True)
 _log = logging.getLogger(__name__)
 
 
-class StreamLoader(DataLoader[T_co]):
+class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
     """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
 
     `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
@@ -109,7 +110,7 @@ class StreamLoader(DataLoader[T_co]):
     ) -> None:
         if streams is not None:
             require_at_least("streams", streams, 1)
-        dataset = _dataset(pipeline, batch_size, collate_fn, drop_last)
+        dataset = Dealt.out_of(_dataset(pipeline, batch_size, collate_fn, drop_last))
         super().__init__(
             dataset,
             batch_size=None,
@@ -143,6 +144,7 @@ class StreamLoader(DataLoader[T_co]):
         self._place, self._place_world, self._has_ended = self._begin(world), world, False
         batches = _Batches(self, self._place, world)
         self._pass = ref(batches)
+        self._announce(True)
         return batches
 
     def _leave(self) -> None:
@@ -217,6 +219,9 @@ class StreamLoader(DataLoader[T_co]):
             raise TypeError("the stream does not end: it has no length")
         return batches
 
+    def _is_at_end(self) -> bool:
+        return self._place is not None and self._course.is_over(self._place, self._place_world)
+
     # -- states -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -243,6 +248,9 @@ class StreamLoader(DataLoader[T_co]):
         resumed = self._course.load([unseal(one) for one in states])
         self._leave()
         self._resumed, self._place = resumed, None
+
+    def _has_one_state(self) -> bool:
+        return self._layout.mode is Mode.PLANNED or self._world().rank.count == 1
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -314,6 +322,7 @@ class _Batches(Iterator[T_co]):
     def _end(self, after: Exception | None) -> None:
         if self._is_open:
             self._is_open, self._after = False, after
+            self._loader._announce(False)
             if not self._keeps:
                 self._hands.close()
             elif after is not None:
