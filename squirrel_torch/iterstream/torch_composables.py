@@ -143,8 +143,8 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
         if rank.count > 1 and dealt_out_again(caller) and divided:
             raise ShardingError(
                 f"the stream is divided among {rank.count} ranks, and Accelerate divides it again, so samples would be lost: "
-                "give Accelerate, or a Trainer of transformers with StreamTrainerMixin, a StreamLoader; or leave split_by_rank() "
-                "out of the chain and end it with to_torch_iterable(enforce_rank_check=False)"
+                "give it a StreamLoader (a Trainer of transformers: squirrel_torch.integrations.huggingface.StreamTrainer); or "
+                "leave split_by_rank() out of the chain and end it with to_torch_iterable(enforce_rank_check=False)"
             )
 
     def _log_once(self, links: Sequence[Composable[Any]], place: int, rank: Shard, worker: Shard) -> None:

@@ -34,8 +34,8 @@ class Dealt(TorchIterable[T_co]):
         """
         raise PipelineError(
             "this is the dataset of a StreamLoader, and another loader was made of it, which would give other samples: use the "
-            "StreamLoader itself. To go on where a job was stopped, load its state_dict() instead of skipping batches; in a "
-            "Trainer of transformers squirrel_torch.integrations.huggingface.StreamTrainerMixin does that"
+            "StreamLoader itself. To go on where a job was stopped, load its state_dict() instead of skipping batches; for "
+            "transformers, squirrel_torch.integrations.huggingface.StreamTrainer does that"
         )
 
 
@@ -73,9 +73,9 @@ class TakenByAccelerate(ABC):
         """
         if not self._has_one_state():
             raise StateError(
-                "Accelerate keeps one state of a loader for all ranks, and of a chain that is not planned each rank has its own: "
-                "leave the loader out of prepare() and save the state_dict() of each rank; pipeline.explain() says what to "
-                "change to make the chain a planned one"
+                "Accelerate keeps one state of a loader for all ranks, and of a chain that is not planned each rank has its "
+                "own: leave the loader out of prepare() and save the state_dict() of each rank; pipeline.explain() says what "
+                "to change to make the chain a planned one"
             )
         return True
 
@@ -111,6 +111,6 @@ def _require_whole_batches(caller: FrameType) -> None:
     for option in ("dispatch_batches", "split_batches"):
         if getattr(accelerator, option, None):
             raise ValueError(
-                f"a StreamLoader gives each rank batches of its own, which Accelerate can't divide again: leave {option}=True out "
-                "of DataLoaderConfiguration, and give the loader the batch size of one rank"
+                f"a StreamLoader gives each rank batches of its own, which Accelerate can't divide again: leave {option}=True "
+                "out of DataLoaderConfiguration, and give the loader the batch size of one rank"
             )

@@ -124,6 +124,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         )
         self.device = None if device is None else torch.device(device)
         self._layout = layout_of(dataset.chain)
+        self.tail: Tail = tail or ("drop" if self._layout.mode is Mode.PLANNED else "exact")
         self._course: Course[Any] = _course(self._layout, tail, streams)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
