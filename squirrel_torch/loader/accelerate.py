@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, TypeVar
 
 from squirrel_torch.errors import PipelineError, StateError
@@ -55,9 +54,11 @@ class TakenByAccelerate(ABC):
         """Asked by `Accelerator.prepare`.
 
         Raises:
-            ValueError: If the Accelerator is to divide batches by itself.
+            ValueError: If the Accelerator is to divide batches by itself, or counts other ranks.
         """
-        _require_whole_batches(sys._getframe(1))
+        caller = sys._getframe(1)
+        if caller.f_globals.get("__name__") == "accelerate.accelerator":
+            _refuse_what_cannot_be(caller.f_locals.get("self"), self._ranks())
         return True
 
     @_is_accelerate_prepared.setter
@@ -85,6 +86,10 @@ class TakenByAccelerate(ABC):
         return self._is_at_end()
 
     @abstractmethod
+    def _ranks(self) -> int | None:
+        """Among how many ranks samples are dealt out; None if the chain says it."""
+
+    @abstractmethod
     def _has_one_state(self) -> bool:
         """Whether the state is the same on all ranks."""
 
@@ -104,13 +109,26 @@ class TakenByAccelerate(ABC):
             state._add_dataloader(self)
 
 
-def _require_whole_batches(caller: FrameType) -> None:
-    if caller.f_globals.get("__name__") != "accelerate.accelerator":
-        return
-    accelerator: Any = caller.f_locals.get("self")
+def _refuse_what_cannot_be(accelerator: Any, ranks: int | None) -> None:
+    """Raise an error if an Accelerator is to do what a loader that was dealt out among `ranks` can't serve."""
     for option in ("dispatch_batches", "split_batches"):
         if getattr(accelerator, option, None):
             raise ValueError(
                 f"a StreamLoader gives each rank batches of its own, which Accelerate can't divide again: leave {option}=True "
                 "out of DataLoaderConfiguration, and give the loader the batch size of one rank"
             )
+    if ranks is None:
+        return
+    if accelerator.num_processes != ranks:
+        raise ValueError(
+            f"the loader deals its samples out among {ranks} ranks, as torchrun or torch.distributed counts them, and "
+            f"Accelerate counts {accelerator.num_processes}, so each model would see a part of the samples: without GPUs write "
+            "Accelerator(cpu=True), for a Trainer TrainingArguments(use_cpu=True)"
+        )
+    parallelism: Any = getattr(accelerator, "parallelism_config", None)
+    shared = [name for name in ("tp_size", "cp_size", "sp_size") if (getattr(parallelism, name, None) or 1) > 1]
+    if shared:
+        raise ValueError(
+            f"some ranks are to get the same batches ({', '.join(shared)} is more than 1), and the loader gives each rank its "
+            "own: say in the chain who gets different ones, with split_by_rank(group) and the process group of data parallelism"
+        )

@@ -250,6 +250,12 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._leave()
         self._resumed, self._place = resumed, None
 
+    def _ranks(self) -> int | None:
+        dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
+        split = self._layout.split
+        decided = dataset.enforce_rank_check is False if split is None else split.group is not None
+        return None if decided else self._world().rank.count
+
     def _has_one_state(self) -> bool:
         return self._layout.mode is Mode.PLANNED or self._world().rank.count == 1
 
