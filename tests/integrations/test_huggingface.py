@@ -13,7 +13,7 @@ from tests.support import ROOT, run_script
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SAMPLES, STEP, EPOCHS = 104, 8, 3  # 13 steps of 8 samples, over all ranks together, in each epoch
-STOPPED_IN, STOPPED_AFTER = 1, 5  # the epoch, from 0, and how many steps of it
+STOPPED_IN, STOPPED_AFTER = 1, 8  # the epoch, from 0, and how many steps of it: an update was just made
 
 
 def ledgers(folder, name):
@@ -73,9 +73,9 @@ def main(mode, name, workers):
                 break
         if mode == "stop" and epoch == {STOPPED_IN}:
             break
-    with open(f"{{name}}-{{accelerator.process_index}}.json", "w") as file:
-        json.dump(seen, file)
-    print(updates)
+    for what, notes in ((name, seen), ("updates", updates)):
+        with open(f"{{what}}-{{accelerator.process_index}}.json", "w") as file:
+            json.dump(notes, file)
     accelerator.end_training()
 
 if __name__ == "__main__":
@@ -85,11 +85,11 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("ranks", "workers"), [(0, 2), (2, 1)])
 def test_accelerate_delivers_each_sample_once_in_the_order_of_the_loader(ranks, workers, tmp_path):
-    out = run_script(ACCELERATE, tmp_path, "through", "all", str(workers), torchrun=ranks)
+    run_script(ACCELERATE, tmp_path, "through", "all", str(workers), torchrun=ranks)
     assert in_order(ledgers(tmp_path, "all")) == order_of(range(EPOCHS))
     # `accumulate` makes an update with every fourth batch, and with the last one of an epoch.
     of_epoch = [number % 4 == 0 or number == 13 for number in range(1, 14)]
-    assert out.splitlines() == [str(of_epoch * EPOCHS)] * max(1, ranks)
+    assert ledgers(tmp_path, "updates") == [of_epoch * EPOCHS] * max(1, ranks)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0), (0, 2)])
@@ -155,7 +155,7 @@ print("refused")
 
 
 def test_accelerate_what_would_lose_samples_is_refused(tmp_path):
-    assert run_script(REFUSED_BY_ACCELERATE, tmp_path, torchrun=2).splitlines() == ["refused"] * 2
+    assert run_script(REFUSED_BY_ACCELERATE, tmp_path, torchrun=2).count("refused") == 2
 
 
 COUNTED_OTHERWISE = """
@@ -175,7 +175,7 @@ accelerator.prepare(StreamLoader(IterableSource(range(100)).batched(4).to_torch_
 
 def test_accelerate_that_counts_other_ranks_is_refused(tmp_path):
     out = run_script(COUNTED_OTHERWISE, tmp_path, torchrun=2, CUDA_VISIBLE_DEVICES="")
-    assert out.splitlines() == ["refused"] * 2
+    assert out.count("refused") == 2
 
 
 # -- transformers ---------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("ranks", [0, 2, 3])
 def test_an_evaluation_counts_each_sample_once(ranks, tmp_path):
     # With 3 ranks and 23 samples in batches of 5, one rank has nothing in the last step but what fills up.
-    assert run_script(EVALUATE, tmp_path, torchrun=ranks).splitlines()[-1] == "each once"
+    assert run_script(EVALUATE, tmp_path, torchrun=ranks).count("each once") == max(1, ranks)
 
 
 REFUSED_BY_TRAINER = (
@@ -328,9 +328,11 @@ def main():
     refused(ValueError, made(auto_find_batch_size=True).get_train_dataloader, "auto_find_batch_size")
     divided = {"accelerator_config": {"dispatch_batches": True}}
     refused(ValueError, made(**divided).get_train_dataloader, "leave dispatch_batches=True out")
-    refused(ValueError, made(tail="drop").evaluate, "3 samples would be left out", 'tail="pad"')
+    full = samples(23).batched(5, default_collate)
+    refused(ValueError, made(tail="drop", held_out=full).evaluate, "3 samples would be left out", 'tail="pad"')
     refused(ValueError, made(tail="exact", per_device_eval_batch_size=3).evaluate, "per_device_eval_batch_size is 3")
-    refused(TypeError, made(held_out=samples(20).map(lambda x: (x["x"], x["labels"])).batched(5, default_collate)).evaluate, "Padded")
+    pairs = samples(20).map(lambda sample: (sample["x"], sample["labels"])).batched(5, default_collate)
+    refused(TypeError, made(held_out=pairs).evaluate, "Padded")
     made(stop_after=3).train()
     refused(ValueError, lambda: resumed(step=4), "7 updates in an epoch, and now there are 13")
     class Early(TrainerCallback):
@@ -378,7 +380,7 @@ if __name__ == "__main__":
 
 
 def test_an_evaluation_in_which_a_rank_would_wait_is_refused(tmp_path):
-    assert run_script(UNEVEN, tmp_path, torchrun=2).splitlines() == ["refused"] * 2
+    assert run_script(UNEVEN, tmp_path, torchrun=2).count("refused") == 2
 
 
 STREAMED = (
