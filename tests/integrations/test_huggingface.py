@@ -38,6 +38,10 @@ def order_of(epochs):
     return [sample for epoch in epochs for sample in shuffled.run(epoch=epoch)]
 
 
+# Scripts wait for all ranks before they end: torch 2.13 hangs now and then if a process group of gloo is given up while one
+# of its threads has a tensor of the last collective to release (~ProcessGroupGloo joins it and holds the GIL).
+
+
 # -- Accelerate -----------------------------------------------------------------------------------------------------------
 
 ACCELERATE = f"""
@@ -76,6 +80,7 @@ def main(mode, name, workers):
     for what, notes in ((name, seen), ("updates", updates)):
         with open(f"{{what}}-{{accelerator.process_index}}.json", "w") as file:
             json.dump(notes, file)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 if __name__ == "__main__":
@@ -149,6 +154,7 @@ for dispatch in (True, False):
         refused(ShardingError, lambda: list(made_anew(plain.to_torch_iterable())), *words)
         split = plain.split_by_rank().split_by_worker().to_torch_iterable(enforce_rank_check=False)
         refused(ShardingError, lambda: list(made_anew(split)), *words)
+accelerator.wait_for_everyone()
 accelerator.end_training()
 print("refused")
 """
@@ -241,6 +247,7 @@ def main(name, stop_after, resume_from, *flags):
         json.dump(trainer.seen, file)
     if trainer.is_world_process_zero():
         print([parameter.tolist() for parameter in trainer.model.parameters()], trainer.state.epoch)
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 if __name__ == "__main__":
@@ -293,6 +300,7 @@ def main():
     assert sorted(predicted.predictions[1].tolist()) == list(range(11))
     plain = trainer.evaluate([dict(sample) for sample in samples(20)])  # no loader, as ever
     assert sorted(plain["eval_ids"]) == list(range(20))
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     print("each once")
 
@@ -371,6 +379,7 @@ def main():
     except ValueError as error:
         assert "the ranks would get [3, 2] batches" in str(error), error
         print("refused")
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 if __name__ == "__main__":
@@ -394,6 +403,7 @@ def main(name, stop_after, resume_from):
     trainer.train(resume_from_checkpoint=f"out/checkpoint-{resume_from}" if int(resume_from) else None)
     with open(f"{name}-{trainer.args.process_index}.json", "w") as file:
         json.dump(trainer.seen, file)
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 if __name__ == "__main__":
