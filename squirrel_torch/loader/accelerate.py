@@ -104,7 +104,8 @@ class TakenByAccelerate(ABC):
         from accelerate.state import GradientState
 
         state = GradientState()
-        state._remove_dataloader(self)  # it is there still if the pass before was left without a word
+        if any(known is self for known in state.dataloader_references):  # still, if the pass before was left without a word
+            state._remove_dataloader(self)
         if goes_on:
             state._add_dataloader(self)
 
