@@ -20,6 +20,7 @@ from torch.utils.data.datapipes.datapipe import _IterDataPipeSerializationWrappe
 
 __all__ = [
     "DataPipe",
+    "dealt_out_again",
     "graph_state",
     "is_datapipe",
     "iterated_by_dataloader",
@@ -122,6 +123,11 @@ def iterated_by_stateful_loader(caller: FrameType | None) -> bool:
             return True
         caller = caller.f_back
     return False
+
+
+def dealt_out_again(caller: FrameType | None) -> bool:
+    """Whether `caller`, which uses a dataset, is of those who divide it among ranks: Accelerate's, and transformers' copy."""
+    return caller is not None and caller.f_code.co_qualname.startswith(("IterableDatasetShard.", "DataLoaderDispatcher."))
 
 
 def register(name: str, function: Callable[..., Any]) -> None:

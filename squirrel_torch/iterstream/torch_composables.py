@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -13,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from squirrel_torch.checks import require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.base import ChainEnd, Composable
-from squirrel_torch.iterstream.datapipe import iterated_by_stateful_loader
+from squirrel_torch.iterstream.datapipe import dealt_out_again, iterated_by_stateful_loader
 from squirrel_torch.iterstream.epochs import EpochCounter
 from squirrel_torch.iterstream.resumable import ResumableRun
 from squirrel_torch.iterstream.run import Run
@@ -105,11 +106,13 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
         """Say which epoch the next pass is; those after it go on from there. Called between passes, on every rank."""
         require_epoch(epoch)
         rank = rank_shard(carried=self._carried)
+        self._require_dealt_once(rank, sys._getframe(1))
         self._epochs.set(epoch, rank.index if rank.count > 1 else None)
 
     def __iter__(self) -> Iterator[T_co]:
         """Start a pass over this process's share; for a StatefulDataLoader one that can be saved and loaded."""
         rank, worker = rank_shard(carried=self._carried), worker_shard()
+        self._require_dealt_once(rank, sys._getframe(1))
         links, claim = self._sharded(self.chain, rank, worker), partial(self._epochs.claim, rank.index)
         if iterated_by_stateful_loader(sys._getframe(1)):
             return ResumableRun(links, claim, partial(self._epochs.passed, rank.index), rank, worker)
@@ -134,6 +137,15 @@ class TorchIterable(IterableDataset[T_co], ChainEnd):
             self._log_once(links, place, rank, worker)
             links.insert(place, Composable(stage=AutoSplit(own)))
         return links
+
+    def _require_dealt_once(self, rank: Shard, caller: FrameType) -> None:
+        divided = self.enforce_rank_check is not False or splits_of(self.chain) & Split.RANK
+        if rank.count > 1 and dealt_out_again(caller) and divided:
+            raise ShardingError(
+                f"the stream is divided among {rank.count} ranks, and Accelerate divides it again, so samples would be lost: "
+                "give it a StreamLoader (a Trainer of transformers: squirrel_torch.integrations.huggingface.StreamTrainer); or "
+                "leave split_by_rank() out of the chain and end it with to_torch_iterable(enforce_rank_check=False)"
+            )
 
     def _log_once(self, links: Sequence[Composable[Any]], place: int, rank: Shard, worker: Shard) -> None:
         if worker.index == 0 and self._epochs.first(rank.index):

@@ -22,6 +22,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
+from squirrel_torch.loader.accelerate import Dealt, TakenByAccelerate
 from squirrel_torch.loader.council import Council
 from squirrel_torch.loader.course import END, Course, World
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
@@ -52,7 +53,7 @@ _numbers: Final = count()
 """Of loaders: the ranks of a job make the same ones, in the same order."""
 
 
-class StreamLoader(DataLoader[T_co]):
+class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
     """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
 
     `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
@@ -144,7 +145,7 @@ class StreamLoader(DataLoader[T_co]):
         require_seconds("report_after", report_after)
         torch_iterable = _dataset(pipeline, batch_size, collate_fn, drop_last)
         super().__init__(
-            torch_iterable,
+            Dealt.out_of(torch_iterable),
             batch_size=None,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -187,6 +188,7 @@ class StreamLoader(DataLoader[T_co]):
         self._place, self._place_world, self._has_ended = self._begin(world), world, False
         batches = _Batches(self, self._place, world)
         self._pass = ref(batches)
+        self._announce(True)
         return batches
 
     def _leave(self) -> None:
@@ -310,6 +312,9 @@ class StreamLoader(DataLoader[T_co]):
         except TypeError:
             return None
 
+    def _is_at_end(self) -> bool:
+        return self._place is not None and self._course.is_over(self._place, self._place_world)
+
     # -- states -------------------------------------------------------------------------------------------------------
 
     @property
@@ -371,6 +376,15 @@ class StreamLoader(DataLoader[T_co]):
         self._leave()
         self._forget()
         self._resumed = resumed
+
+    def _ranks(self) -> int | None:
+        dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
+        split = self._layout.split
+        decided = dataset.enforce_rank_check is False if split is None else split.group is not None
+        return None if decided else self._world().rank.count
+
+    def _has_one_state(self) -> bool:
+        return self._layout.mode is Mode.PLANNED or self._world().rank.count == 1
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -470,6 +484,7 @@ class _Batches(Iterator[T_co]):
     def _end(self, after: Exception | None) -> None:
         if self.is_open:
             self.is_open, self._after = False, after
+            self._loader._announce(False)
             if self._watch is not None:
                 self._watch.close()
             if not self._keeps:
