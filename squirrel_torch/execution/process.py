@@ -203,7 +203,8 @@ class OwnProcess(Generic[P]):
             self.process.kill()
         self.process.join()
         code = self.process.exitcode
-        self.process.close()  # its descriptors would else wait for the garbage collector
+        with suppress(ValueError):  # somebody else has waited for it, so nobody can say that it has ended
+            self.process.close()  # its descriptors would else wait for the garbage collector
         self.let_go()
         if code is not None and code < 0:
             with suppress(ValueError):
