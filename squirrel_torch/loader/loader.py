@@ -8,32 +8,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from multiprocessing.context import BaseContext
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar
 from weakref import ref
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from squirrel_torch.checks import require_at_least, require_epoch, require_int, require_seconds
-from squirrel_torch.errors import ClosedRunError, ShardingError
 from squirrel_torch.iterstream.base import Composable
-from squirrel_torch.iterstream.layout import Layout, Mode, layout_of
-from squirrel_torch.iterstream.planned import planned_prefix
-from squirrel_torch.iterstream.stage import Context
-from squirrel_torch.iterstream.stages import Batched
+from squirrel_torch.iterstream.layout import Mode, layout_of
 from squirrel_torch.iterstream.torch_composables import TorchIterable
 from squirrel_torch.loader.accelerate import Dealt, TakenByAccelerate
+from squirrel_torch.loader.choosing import course_of, dataset_of
 from squirrel_torch.loader.council import Council
-from squirrel_torch.loader.course import END, Course, World
-from squirrel_torch.loader.dealt import DealtCourse, is_dealt
-from squirrel_torch.loader.device import on_device
+from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
-from squirrel_torch.loader.planned import PlannedCourse
+from squirrel_torch.loader.passing import Batches
 from squirrel_torch.loader.sampler import EpochSampler
-from squirrel_torch.loader.streamed import StreamedCourse, split_place
 from squirrel_torch.loader.watch import Progress, Watch
-from squirrel_torch.loader.work import Nothing, Serve
+from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
 from squirrel_torch.plan.state import seal, unseal
@@ -143,7 +137,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         if dataset is not None:
             collate_fn = None  # torch's own, from an attribute; that of the chain is in the chain
         require_seconds("report_after", report_after)
-        torch_iterable = _dataset(pipeline, batch_size, collate_fn, drop_last)
+        torch_iterable = dataset_of(pipeline, batch_size, collate_fn, drop_last)
         super().__init__(
             Dealt.out_of(torch_iterable),
             batch_size=None,
@@ -164,10 +158,10 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         # Through __dict__: a DataLoader keeps its sampler from being changed.
         self.__dict__["sampler"] = EpochSampler(self.set_epoch)
         self._layout = layout_of(torch_iterable.chain)
-        self._course: Course[Any] = _course(self._layout, tail, streams)
+        self._course: Course[Any] = course_of(self._layout, tail, streams)
         self._serve = Serve(self._layout)
         self._workers: Workers | None = None
-        self._pass: ref[_Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
+        self._pass: ref[Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
         # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come; whether to its end.
         self._resumed: Any = None
         self._place: Any = None
@@ -186,7 +180,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._leave()
         world = self._world()
         self._place, self._place_world, self._has_ended = self._begin(world), world, False
-        batches = _Batches(self, self._place, world)
+        batches = Batches(self, self._place, world)
         self._pass = ref(batches)
         self._announce(True)
         return batches
@@ -423,117 +417,3 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         """What the global random generators of the workers begin with, which users' code may use."""
         names = [f"{torch.initial_seed()} {epoch} {world.rank.index} {worker}" for worker in range(world.workers)]
         return [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little") for name in names]
-
-
-class _Batches(Iterator[T_co]):
-    """One pass of a loader."""
-
-    def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
-        self._loader = loader
-        self._world = world
-        self._hands = loader._hands()
-        self._keeps = loader.persistent_workers
-        self.is_open = True
-        self._after: Exception | None = None  # None: it came to its end
-        # Nothing may be left of an epoch whose end is found by going on. Where all ranks find it at once it is passed over.
-        self._may_be_empty = place is loader._resumed and loader._is_even(world)
-        self._begin(place)
-        self._progress = Progress(loader._course.epoch(place))
-        self._progress.hands = self._hands
-        self._watch = loader._watched(self, self._progress)
-
-    def _begin(self, place: Any) -> None:
-        loader, world = self._loader, self._world
-        course = loader._course
-        self._dropped = course.dropped(place, world)
-        made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
-        delivered = loader._evened(made, place, world)
-        device = loader.device
-        self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
-
-    def __next__(self) -> T_co:
-        if not self.is_open:
-            raise StopIteration if self._after is None else self._after
-        self._progress.asked()
-        try:
-            place, batch = next(self._delivered)
-            if batch is END and self._may_be_empty:
-                self._may_be_empty = False
-                self._begin(self._loader._next_place(place, self._world))
-                place, batch = next(self._delivered)
-        except Exception as error:
-            self._end(error)
-            raise
-        except BaseException:
-            self.close()
-            raise
-        if batch is END:
-            self._end(None)
-            self._loader._finished(place, self._dropped)
-            raise StopIteration
-        self._may_be_empty = False
-        self._loader._delivered(place)
-        self._progress.given()
-        delivered: T_co = batch
-        return delivered
-
-    def close(self) -> None:
-        """End the pass before its last batch."""
-        self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
-
-    def _end(self, after: Exception | None) -> None:
-        if self.is_open:
-            self.is_open, self._after = False, after
-            self._loader._announce(False)
-            if self._watch is not None:
-                self._watch.close()
-            if not self._keeps:
-                self._hands.close()
-            elif after is not None:
-                self._hands.start(Nothing(), [0] * self._loader.num_workers)
-
-
-def _dataset(
-    pipeline: object, batch_size: int | None, collate_fn: Callable[[list[Any]], Any] | None, drop_last: bool
-) -> TorchIterable[Any]:
-    """The chain, its batches included, as torch's DataLoader wants it."""
-    chain: object = pipeline.source if isinstance(pipeline, TorchIterable) else pipeline
-    if not isinstance(chain, Composable):
-        raise TypeError(f"pipeline must be a chain, such as IterableSource(...), got {pipeline!r} ({type(pipeline).__name__})")
-    if batch_size is None:
-        if collate_fn is not None or drop_last:
-            raise ValueError(
-                "collate_fn and drop_last need a batch_size; for a chain that makes batches they are said to batched()"
-            )
-        return pipeline if isinstance(pipeline, TorchIterable) else chain.to_torch_iterable()
-    if any(isinstance(link._stage, Batched) for link in chain._links()):
-        raise ValueError(
-            f"the chain makes batches itself: leave batch_size={batch_size} out, or take batched() out of the chain"
-        )
-    batched = chain.batched(batch_size, default_collate if collate_fn is None else collate_fn, drop_last)
-    if isinstance(pipeline, TorchIterable):
-        return batched.to_torch_iterable(pipeline.enforce_rank_check, pipeline.enforce_worker_check)
-    return batched.to_torch_iterable()
-
-
-def _course(layout: Layout, tail: Tail | None, streams: int | None) -> Course[Any]:
-    if tail is not None and tail not in get_args(Tail):
-        raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {tail!r}")
-    if layout.mode is Mode.PLANNED:
-        return PlannedCourse(layout, tail or "drop")
-    pads = tail == "pad"
-    if streams is None and (place := _dealt_at(layout)) is not None:
-        return DealtCourse(layout, place, pads=pads)
-    return StreamedCourse(layout, streams, pads=pads)
-
-
-def _dealt_at(layout: Layout) -> int | None:
-    """Where a chain is dealt out whose beginning every process runs as a whole; None for other chains."""
-    try:
-        place = split_place(layout)
-    except ShardingError:  # raised where it is divided; one process alone need not
-        return None
-    planned = planned_prefix(layout.links[:place], Context())
-    if planned is not None and planned.count == place:
-        return None
-    return next(later for later in range(place, len(layout.links) + 1) if is_dealt(layout, later))

@@ -1,0 +1,93 @@
+"""One pass of a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from squirrel_torch.errors import ClosedRunError
+from squirrel_torch.loader.course import END, World
+from squirrel_torch.loader.device import on_device
+from squirrel_torch.loader.watch import Progress
+from squirrel_torch.loader.work import Nothing
+
+if TYPE_CHECKING:
+    from squirrel_torch.loader.loader import StreamLoader
+
+__all__ = ["Batches"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Batches(Iterator[T_co]):
+    """The batches of one pass, for whoever iterates over a loader.
+
+    Args:
+        loader: It is told of each batch that was delivered.
+        place: Where the pass begins.
+        world: Who takes part.
+    """
+
+    def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
+        self._loader = loader
+        self._world = world
+        self._hands = loader._hands()
+        self._keeps = loader.persistent_workers
+        self.is_open = True
+        self._after: Exception | None = None  # None: it came to its end
+        # Nothing may be left of an epoch whose end is found by going on. Where all ranks find it at once it is passed over.
+        self._may_be_empty = place is loader._resumed and loader._is_even(world)
+        self._begin(place)
+        self._progress = Progress(loader._course.epoch(place))
+        self._progress.hands = self._hands
+        self._watch = loader._watched(self, self._progress)
+
+    def _begin(self, place: Any) -> None:
+        loader, world = self._loader, self._world
+        course = loader._course
+        self._dropped = course.dropped(place, world)
+        made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
+        delivered = loader._evened(made, place, world)
+        device = loader.device
+        self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
+
+    def __next__(self) -> T_co:
+        if not self.is_open:
+            raise StopIteration if self._after is None else self._after
+        self._progress.asked()
+        try:
+            place, batch = next(self._delivered)
+            if batch is END and self._may_be_empty:
+                self._may_be_empty = False
+                self._begin(self._loader._next_place(place, self._world))
+                place, batch = next(self._delivered)
+        except Exception as error:
+            self._end(error)
+            raise
+        except BaseException:
+            self.close()
+            raise
+        if batch is END:
+            self._end(None)
+            self._loader._finished(place, self._dropped)
+            raise StopIteration
+        self._may_be_empty = False
+        self._loader._delivered(place)
+        self._progress.given()
+        delivered: T_co = batch
+        return delivered
+
+    def close(self) -> None:
+        """End the pass before its last batch."""
+        self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
+
+    def _end(self, after: Exception | None) -> None:
+        if self.is_open:
+            self.is_open, self._after = False, after
+            self._loader._announce(False)
+            if self._watch is not None:
+                self._watch.close()
+            if not self._keeps:
+                self._hands.close()
+            elif after is not None:
+                self._hands.start(Nothing(), [0] * self._loader.num_workers)
