@@ -38,13 +38,21 @@ def order_of(epochs):
     return [sample for epoch in epochs for sample in shuffled.run(epoch=epoch)]
 
 
-# Scripts wait for all ranks before they end: torch 2.13 hangs now and then if a process group of gloo is given up while one
-# of its threads has a tensor of the last collective to release (~ProcessGroupGloo joins it and holds the GIL).
+# Scripts end without taking anything down: torch 2.13 hangs or aborts now and then if a process group of gloo is given up while
+# one of its threads has a tensor of the last collective to release, for which it needs the GIL.
+LEAVE = """
+import os, sys
+
+def leave(accelerator):
+    accelerator.wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)
+"""
 
 
 # -- Accelerate -----------------------------------------------------------------------------------------------------------
 
-ACCELERATE = f"""
+ACCELERATE = f"""{LEAVE}
 import json, sys
 import torch
 from accelerate import Accelerator
@@ -80,8 +88,7 @@ def main(mode, name, workers):
     for what, notes in ((name, seen), ("updates", updates)):
         with open(f"{{what}}-{{accelerator.process_index}}.json", "w") as file:
             json.dump(notes, file)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    leave(accelerator)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
@@ -108,7 +115,9 @@ def test_accelerate_goes_on_behind_a_saved_state_on_any_number_of_processes(befo
     assert len(first) == STOPPED_IN * SAMPLES + STOPPED_AFTER * STEP
 
 
-REFUSED_BY_ACCELERATE = """
+REFUSED_BY_ACCELERATE = (
+    LEAVE
+    + """
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, gather_object
@@ -154,10 +163,10 @@ for dispatch in (True, False):
         refused(ShardingError, lambda: list(made_anew(plain.to_torch_iterable())), *words)
         split = plain.split_by_rank().split_by_worker().to_torch_iterable(enforce_rank_check=False)
         refused(ShardingError, lambda: list(made_anew(split)), *words)
-accelerator.wait_for_everyone()
-accelerator.end_training()
 print("refused")
+leave(accelerator)
 """
+)
 
 
 def test_accelerate_what_would_lose_samples_is_refused(tmp_path):
@@ -186,7 +195,7 @@ def test_accelerate_that_counts_other_ranks_is_refused(tmp_path):
 
 # -- transformers ---------------------------------------------------------------------------------------------------------
 
-TRAINER = f"""
+TRAINER = f"""{LEAVE}
 import json, os, sys
 import torch
 from torch.utils.data import default_collate
@@ -247,8 +256,7 @@ def main(name, stop_after, resume_from, *flags):
         json.dump(trainer.seen, file)
     if trainer.is_world_process_zero():
         print([parameter.tolist() for parameter in trainer.model.parameters()], trainer.state.epoch)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    leave(trainer.accelerator)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
@@ -300,9 +308,8 @@ def main():
     assert sorted(predicted.predictions[1].tolist()) == list(range(11))
     plain = trainer.evaluate([dict(sample) for sample in samples(20)])  # no loader, as ever
     assert sorted(plain["eval_ids"]) == list(range(20))
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
     print("each once")
+    leave(trainer.accelerator)
 
 if __name__ == "__main__":
     main()
@@ -379,8 +386,7 @@ def main():
     except ValueError as error:
         assert "the ranks would get [3, 2] batches" in str(error), error
         print("refused")
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    leave(trainer.accelerator)
 
 if __name__ == "__main__":
     main()
@@ -403,8 +409,7 @@ def main(name, stop_after, resume_from):
     trainer.train(resume_from_checkpoint=f"out/checkpoint-{resume_from}" if int(resume_from) else None)
     with open(f"{name}-{trainer.args.process_index}.json", "w") as file:
         json.dump(trainer.seen, file)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    leave(trainer.accelerator)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
