@@ -209,16 +209,6 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         """Whether the ranks agree on their steps while they go."""
         return self._layout.mode is not Mode.PLANNED and world.rank.count > 1 and self.tail != "exact"
 
-    def _is_even(self, world: World) -> bool:
-        """Whether all ranks come to the end of an epoch with the same step."""
-        return world.rank.count == 1 or (self._agrees(world) and can_gather())
-
-    def _next_place(self, place: Any, world: World) -> Any:
-        """The beginning of the epoch behind that of `place`, where the pass is now."""
-        self._resumed = None
-        self._place = self._course.fresh(self._course.epoch(place) + 1, world)
-        return self._place
-
     def _evened(self, delivered: Iterator[tuple[Any, Any]], place: Any, world: World) -> Iterator[tuple[Any, Any]]:
         """The batches of this rank, as many as those of the others if that has to be agreed on with them."""
         if not self._agrees(world):

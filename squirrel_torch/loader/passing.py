@@ -29,27 +29,20 @@ class Batches(Iterator[T_co]):
     """
 
     def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
+        course = loader._course
         self._loader = loader
-        self._world = world
         self._hands = loader._hands()
         self._keeps = loader.persistent_workers
         self.is_open = True
         self._after: Exception | None = None  # None: it came to its end
-        # Nothing may be left of an epoch whose end is found by going on. Where all ranks find it at once it is passed over.
-        self._may_be_empty = place is loader._resumed and loader._is_even(world)
-        self._begin(place)
-        self._progress = Progress(loader._course.epoch(place))
-        self._progress.hands = self._hands
-        self._watch = loader._watched(self, self._progress)
-
-    def _begin(self, place: Any) -> None:
-        loader, world = self._loader, self._world
-        course = loader._course
         self._dropped = course.dropped(place, world)
         made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
         delivered = loader._evened(made, place, world)
         device = loader.device
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
+        self._progress = Progress(course.epoch(place))
+        self._progress.hands = self._hands
+        self._watch = loader._watched(self, self._progress)
 
     def __next__(self) -> T_co:
         if not self.is_open:
@@ -57,10 +50,6 @@ class Batches(Iterator[T_co]):
         self._progress.asked()
         try:
             place, batch = next(self._delivered)
-            if batch is END and self._may_be_empty:
-                self._may_be_empty = False
-                self._begin(self._loader._next_place(place, self._world))
-                place, batch = next(self._delivered)
         except Exception as error:
             self._end(error)
             raise
@@ -71,7 +60,6 @@ class Batches(Iterator[T_co]):
             self._end(None)
             self._loader._finished(place, self._dropped)
             raise StopIteration
-        self._may_be_empty = False
         self._loader._delivered(place)
         self._progress.given()
         delivered: T_co = batch
