@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, Final, Generic, TypeVar
 
 from squirrel_torch.loader.council import Council, Question
@@ -88,7 +89,7 @@ class Even(Generic[P]):
             else:
                 self._ahead.append((place, batch))
                 if self._pads and self._example is None:
-                    self._example = batch
+                    self._example = deepcopy(batch)  # what is given may be changed, such as its mask taken out
 
     def _steps(self, question: Question) -> int:
         least, most, able = self._council.outcome(question)
@@ -101,4 +102,4 @@ class Even(Generic[P]):
     def _next(self, place: P) -> tuple[P, Any]:
         if self._ahead:
             return self._ahead.popleft()
-        return place if self._last is None else self._last, masked(self._example)
+        return place if self._last is None else self._last, masked(deepcopy(self._example))

@@ -136,6 +136,24 @@ dist.destroy_process_group()
     assert run_script(code, tmp_path, torchrun=2).count("done") == 2
 
 
+def test_what_a_training_does_to_a_batch_is_not_seen_in_those_that_fill_up(tmp_path):
+    code = (
+        HEAD
+        + """
+chain = IterableSource(range(40)).filter(lambda x: x % 2 == 0 or x < 8).map(lambda x: {"x": x})
+filling = []
+for batch in StreamLoader(chain, 2, tail="pad", streams=2):
+    if not batch.pop("mask").any():
+        filling.append(batch["x"].tolist())
+    batch["x"].add_(1000)
+assert len(filling) == 8 * rank and all(own == [1, 3] for own in filling), filling
+print("done", rank)
+dist.destroy_process_group()
+"""
+    )
+    assert run_script(code, tmp_path, torchrun=2).count("done") == 2
+
+
 def test_ranks_in_different_passes_are_told_so(tmp_path):
     code = (
         HEAD
