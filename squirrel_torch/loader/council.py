@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -65,7 +66,7 @@ class Council:
         councils, key = _councils.setdefault(dist.group.WORLD, {}), tuple(ranks)
         if key not in councils:
             # Only the ranks that take part have to come here; the others need not know of it.
-            councils[key] = cls(dist.new_group(list(ranks), backend="gloo", use_local_synchronization=True))
+            councils[key] = cls(dist.new_group(list(ranks), _timeout(), backend="gloo", use_local_synchronization=True))
         return councils[key]
 
     @property
@@ -111,3 +112,12 @@ class Council:
         values: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
         return next((one for one in values if one is not None), None)
+
+
+def _timeout() -> timedelta | None:
+    """That of the job. Torch would take its own of half an hour for a new group, and does not tell otherwise."""
+    group: Any = dist.group.WORLD
+    try:
+        return min(group._get_backend(device).options._timeout for device in group._device_types)  # type: ignore[no-any-return]
+    except (AttributeError, RuntimeError, ValueError):
+        return None

@@ -136,6 +136,26 @@ dist.destroy_process_group()
     assert run_script(code, tmp_path, torchrun=2).count("done") == 2
 
 
+def test_ranks_wait_no_longer_than_the_job_says(tmp_path):
+    code = (
+        HEAD.replace('init_process_group("gloo")', 'init_process_group("gloo", timeout=datetime.timedelta(seconds=2))')
+        + """
+loader = StreamLoader(IterableSource(range(100)).filter(lambda x: True), 2, tail="drop", streams=2)
+begin = time.monotonic()
+if rank == 0:
+    try:
+        list(loader)
+    except RuntimeError as error:
+        print("waited", time.monotonic() - begin < 8, flush=True)
+    os._exit(0)  # gloo has failed, and aborts the process otherwise
+next(iter(loader))
+time.sleep(10)
+os._exit(0)
+"""
+    ).replace("import json,", "import datetime, json,")
+    assert "waited True" in run_script(code, tmp_path, torchrun=2)
+
+
 def test_what_a_training_does_to_a_batch_is_not_seen_in_those_that_fill_up(tmp_path):
     code = (
         HEAD
