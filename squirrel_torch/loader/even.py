@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any, Final, Generic, TypeVar
 
-from squirrel_torch.loader.council import Council
+from squirrel_torch.loader.council import Council, Question
 from squirrel_torch.loader.course import END
 from squirrel_torch.loader.padding import masked
 
@@ -45,23 +46,27 @@ class Even(Generic[P]):
 
     def batches(self, begin: P) -> Iterator[tuple[P, Any]]:
         """The batches, and `END`. All ranks have to take all of them."""
-        place, block = begin, 1
-        agreed, goes_on, asked = 0, True, False
-        self._council.begin()
+        place, block, step = begin, 1, 0
+        agreed, goes_on = 0, True
+        question: Question | None = None
+        number = self._council.begin()
         while True:
-            self._take(agreed + block if agreed == 0 else min(agreed + block, len(self._ahead) + 1))
-            if goes_on and not asked and (self._last is not None or len(self._ahead) >= agreed + block):
-                self._promise(max(0, len(self._ahead) - agreed), block)
-                asked = True
+            # Only steps decide when it is asked: the ranks have to ask in one order, whatever each of them has ahead.
+            asks = goes_on and question is None and (agreed == 0 or (agreed == 1 and block == _AHEAD))
+            self._take(agreed + block if asks else min(agreed + block, len(self._ahead) + 1))
+            if asks:
+                count = min(max(0, len(self._ahead) - agreed), block)
+                question = self._council.ask(number, step, count, able=not self._pads or self._example is not None)
             if agreed == 0:
-                if not asked:
+                if question is None:
                     break
-                agreed = self._steps()
-                asked, goes_on, block = False, agreed == block, min(2 * block, _AHEAD)
+                agreed = self._steps(question)
+                question, goes_on, block = None, agreed == block, min(2 * block, _AHEAD)
                 if agreed == 0:
                     break
                 continue
             agreed -= 1
+            step += 1
             place, batch = self._next(place)
             yield place, batch
         left = len(self._ahead)
@@ -84,13 +89,10 @@ class Even(Generic[P]):
             else:
                 self._ahead.append((place, batch))
                 if self._pads and self._example is None:
-                    self._example = batch
+                    self._example = deepcopy(batch)  # what is given may be changed, such as its mask taken out
 
-    def _promise(self, count: int, block: int) -> None:
-        self._council.ask(min(count, block), able=not self._pads or self._example is not None)
-
-    def _steps(self) -> int:
-        least, most, able = self._council.outcome()
+    def _steps(self, question: Question) -> int:
+        least, most, able = self._council.outcome(question)
         if not self._pads:
             return least
         if most and not able:
@@ -100,4 +102,4 @@ class Even(Generic[P]):
     def _next(self, place: P) -> tuple[P, Any]:
         if self._ahead:
             return self._ahead.popleft()
-        return place if self._last is None else self._last, masked(self._example)
+        return place if self._last is None else self._last, masked(deepcopy(self._example))

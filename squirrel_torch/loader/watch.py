@@ -115,7 +115,8 @@ class Watch:
         self._done = threading.Event()
         self._store = _own_store()
         self._thread = threading.Thread(target=self._look, name="squirrel_torch_watch", daemon=True)
-        weakref.finalize(owner, self._done.set)  # it may be let go of without a word
+        # It may be let go of without a word. A thread that is in torch's code when Python ends would abort the process.
+        weakref.finalize(owner, _end, self._done, self._thread)
         self._thread.start()
 
     @classmethod
@@ -214,6 +215,12 @@ class Watch:
         if word["step"] < progress.step or (word["step"] == progress.step and holds_up):
             return f"{at} and {word['doing']}, for {word['seconds']:.0f} s"
         return ""
+
+
+def _end(done: threading.Event, thread: threading.Thread) -> None:
+    done.set()
+    if thread.is_alive() and thread is not threading.current_thread():
+        thread.join(_PATIENCE)
 
 
 def _own_store() -> Any:
