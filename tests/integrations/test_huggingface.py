@@ -38,7 +38,7 @@ def order_of(epochs):
     return [sample for epoch in epochs for sample in shuffled.run(epoch=epoch)]
 
 
-# Scripts end without taking anything down: torch 2.13 hangs or aborts now and then after destroy_process_group() if a model in DDP
+# Scripts end without taking anything down. torch 2.13 hangs or aborts now and then after destroy_process_group if a DDP model
 # keeps the group of gloo: its end waits, with the GIL, for a thread that needs the GIL to release a tensor.
 LEAVE = """
 import os, sys
