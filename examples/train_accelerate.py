@@ -93,15 +93,11 @@ def main() -> None:
                 accelerator.save_state(arguments.checkpoint)
             if steps == arguments.stop_after:
                 accelerator.print(f"stopped in epoch {epoch}")
-                accelerator.wait_for_everyone()
-                accelerator.end_training()
                 return
         times = Counter(gather_object(numbers))
         accelerator.print(f"epoch {epoch}: {len(times)} samples, each {max(times.values())} time, {left_out} left out")
     right, counted = evaluate(accelerator, model, held_out_loader)
     accelerator.print(f"held-out accuracy: {right / counted:.3f} on {counted} digits")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -96,8 +96,6 @@ def main() -> None:
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         print(f"held-out accuracy: {metrics['eval_accuracy']:.3f} on {metrics['eval_digits']} digits")
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

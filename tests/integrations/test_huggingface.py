@@ -38,8 +38,8 @@ def order_of(epochs):
     return [sample for epoch in epochs for sample in shuffled.run(epoch=epoch)]
 
 
-# Scripts end without taking anything down: torch 2.13 hangs or aborts now and then if a process group of gloo is given up while
-# one of its threads has a tensor of the last collective to release, for which it needs the GIL.
+# Scripts end without taking anything down. torch 2.13 hangs or aborts now and then after destroy_process_group if a DDP model
+# keeps the group of gloo: its end waits, with the GIL, for a thread that needs the GIL to release a tensor.
 LEAVE = """
 import os, sys
 
