@@ -104,7 +104,7 @@ def test_accelerate_delivers_each_sample_once_in_the_order_of_the_loader(ranks, 
     assert ledgers(tmp_path, "updates") == [of_epoch * EPOCHS] * max(1, ranks)
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0), (0, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0), (0, 2)])
 def test_accelerate_goes_on_behind_a_saved_state_on_any_number_of_processes(before, after, tmp_path):
     run_script(ACCELERATE, tmp_path, "stop", "first", "1", torchrun=before)
     saved = torch.load(tmp_path / "state" / "dl_state_dict.bin", weights_only=True)
@@ -317,7 +317,7 @@ if __name__ == "__main__":
 )
 
 
-@pytest.mark.parametrize("ranks", [0, 2, 3])
+@pytest.mark.parametrize("ranks", [0, 3])
 def test_an_evaluation_counts_each_sample_once(ranks, tmp_path):
     # With 3 ranks and 23 samples in batches of 5, one rank has nothing in the last step but what fills up.
     assert run_script(EVALUATE, tmp_path, torchrun=ranks).count("each once") == max(1, ranks)
@@ -435,7 +435,7 @@ def accuracy_in(out):
     return float(found[1])
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [2])
 def test_the_accelerate_example(ranks, tmp_path):
     code = (ROOT / "examples" / "train_accelerate.py").read_text()
     first = run_script(code, tmp_path, "--stop-after", "115", torchrun=ranks, timeout=120)
@@ -450,7 +450,7 @@ def test_the_accelerate_example(ranks, tmp_path):
     assert accuracy_in(second[-1]) >= 0.9
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [2])
 def test_the_transformers_example(ranks, tmp_path):
     code = (ROOT / "examples" / "train_transformers.py").read_text()
     run_script(code, tmp_path, "--epochs", "2", torchrun=ranks, timeout=120)
