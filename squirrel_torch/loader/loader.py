@@ -191,11 +191,15 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         if batches is not None:
             batches.close()
 
+    @property
+    def _group(self) -> Any:
+        """Whose ranks share the stream: what a `split_by_rank` in the chain was given."""
+        return None if self._layout.split is None else self._layout.split.group
+
     def _world(self) -> World:
         dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__
         whole = dataset.enforce_rank_check is False and self._layout.split is None
-        group = None if self._layout.split is None else self._layout.split.group
-        return World(WHOLE if whole else rank_shard(group), max(1, self.num_workers))
+        return World(WHOLE if whole else rank_shard(self._group), max(1, self.num_workers))
 
     def _begin(self, world: World) -> Any:
         """The place at which the next pass begins."""
@@ -207,7 +211,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
 
     def _agrees(self, world: World) -> bool:
         """Whether the ranks agree on their steps while they go."""
-        return self._layout.mode is not Mode.PLANNED and world.rank.count > 1 and self.tail != "exact"
+        return self.needs_all_states and world.rank.count > 1 and self.tail != "exact"
 
     def _evened(self, delivered: Iterator[tuple[Any, Any]], place: Any, world: World) -> Iterator[tuple[Any, Any]]:
         """The batches of this rank, as many as those of the others if that has to be agreed on with them."""
@@ -219,12 +223,12 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
                 "torch.distributed is not initialized"
             )
             return delivered
-        council = Council.of(ranks_of(None if self._layout.split is None else self._layout.split.group))
+        council = Council.of(ranks_of(self._group))
         return Even(delivered, council, pads=self.tail == "pad", over=self._course.over).batches(place)
 
     def _watched(self, batches: object, progress: Progress) -> Watch | None:
         self._passes += 1
-        ranks = ranks_of(None if self._layout.split is None else self._layout.split.group)
+        ranks = ranks_of(self._group)
         return Watch.over(batches, progress, f"{self._number}/{self._passes}/{ranks[0]}", ranks, self.report_after)
 
     def _delivered(self, place: Any) -> None:
@@ -368,7 +372,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         return None if decided else self._world().rank.count
 
     def _has_one_state(self) -> bool:
-        return self._layout.mode is Mode.PLANNED or self._world().rank.count == 1
+        return not self.needs_all_states or self._world().rank.count == 1
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
