@@ -258,6 +258,13 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
             self._forget()
         self._next_epoch = epoch
 
+    def begin_anew(self, epoch: int) -> None:
+        """Let the next pass be an epoch from its beginning on, whatever was stopped or loaded."""
+        self._leave()
+        self._forget()
+        self._resumed = None
+        self.set_epoch(epoch)
+
     def _forget(self) -> None:
         self._place = None
         self._earlier.clear()
@@ -343,11 +350,10 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         world = self._world()
         return seal(self._course.save(self._begin(world), world))
 
-    def state_of_next_epoch(self) -> dict[str, Any]:
-        """The state at the beginning of the epoch behind this one, for a trainer that leaves this one before its end."""
+    def state_of_epoch(self, epoch: int) -> dict[str, Any]:
+        """The state at the beginning of an epoch, for a trainer that leaves the one before at a place of its own."""
         world = self._world()
-        place = self._begin(world) if self._place is None else self._place
-        return seal(self._course.save(self._course.fresh(self._course.epoch(place) + 1, world), world))
+        return seal(self._course.save(self._course.fresh(epoch, world), world))
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Go on where a loader over the same chain has stopped: the next pass is the rest of that epoch.

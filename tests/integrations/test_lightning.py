@@ -109,12 +109,17 @@ def trained(folder, data, ckpt=None, every=None, **options):
 WAYS = {
     "plain": {},
     "limited": {"limit_train_batches": 7},
+    "too generous": {"limit_train_batches": 20},
     "accumulating": {"accumulate_grad_batches": 3},
     "reloading": {"reload_dataloaders_every_n_epochs": 1},
     "by steps": {"max_epochs": -1, "max_steps": 25},
     "validating": {"val_check_interval": 4, "max_epochs": 2},
+    "overfitting": {"overfit_batches": 5},
     "all of it": {"val_check_interval": 4, "max_epochs": -1, "max_steps": 13, "accumulate_grad_batches": 2},
 }
+
+
+OVERFITTING = {"overfit_batches": 3, "max_epochs": 3, "num_sanity_val_steps": 0}
 
 
 @pytest.mark.slow
@@ -173,17 +178,83 @@ def test_hyperparameters_make_it_again(tmp_path):
     assert len(again.train_dataloader()) == 14
 
 
-@pytest.mark.parametrize("kind", ["planned", "streamed"])
-@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size"])
-def test_several_streams_at_once(mode, kind, tmp_path):
-    def data():
-        streams = {"a": CHAINS[kind](), "b": IterableSource(range(100, 122)).shuffle(30)}
-        return StreamDataModule(streams, batch_size=4, tail="exact", mode=mode)
+SHORT = {
+    "planned": lambda: IterableSource(range(100, 122)).shuffle(30),
+    "streamed": lambda: IterableSource(range(100, 122)).filter(lambda x: True).shuffle(8),
+}
 
-    whole, _ = trained(tmp_path, data(), every=1)
-    for at, path in list(enumerate(numbered(tmp_path), 1))[::3]:
-        rest, _ = trained(tmp_path, data(), ckpt=path)
-        assert rest == whole[at:]
+
+def several(long, short, mode="max_size_cycle"):
+    """Streams of 14 batches, or less, and of 6."""
+    return StreamDataModule({"a": CHAINS[long](), "b": SHORT[short]()}, batch_size=4, tail="exact", streams=1, mode=mode)
+
+
+def behind_each_step(whole, accumulated):
+    """How many batches were trained on when the weights were changed."""
+    places = [(epoch, at) for epoch, at, _ in whole]
+    last = dict(places)
+    return [number for number, (epoch, at) in enumerate(places, 1) if (at + 1) % accumulated == 0 or at == last[epoch]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("long", "short"), [("planned", "planned"), ("streamed", "streamed"), ("planned", "streamed")])
+@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size"])
+@pytest.mark.parametrize("way", ["plain", "limited", "too generous", "accumulating", "reloading", "overfitting"])
+def test_several_streams_at_once(way, mode, long, short, tmp_path):
+    options = WAYS[way]
+    whole, weights = trained(tmp_path, several(long, short, mode), every=1, **options)
+    behind = behind_each_step(whole, options.get("accumulate_grad_batches", 1))
+    assert any(epoch == 1 for epoch, _, _ in whole)
+    for at, path in zip(behind, numbered(tmp_path), strict=True):
+        if at == len(whole):
+            continue  # nothing is left
+        rest, again = trained(tmp_path, several(long, short, mode), ckpt=path, **options)
+        assert rest == whole[at:], path
+        assert torch.equal(weights, again), path
+
+
+def test_a_short_stream_begins_anew_with_each_epoch(tmp_path):
+    whole, _ = trained(tmp_path, several("streamed", "streamed"))
+    first, again = ([ids["b"] for at, _, ids in whole if at == epoch] for epoch in range(2))
+    loader = StreamLoader(SHORT["streamed"](), 4, streams=1)
+    passes = [[batch.tolist() for batch in loader] for _ in range(3)]
+    assert first == [*passes[0], *passes[1]][: len(first)]
+    assert again == [*passes[1], *passes[2]][: len(again)]
+
+
+@pytest.mark.parametrize("given", ["chains", "loaders"])
+@pytest.mark.parametrize("kind", ["planned", "streamed"])
+@pytest.mark.parametrize("way", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 5}])
+def test_a_second_training_begins_at_the_beginning(way, kind, given, tmp_path):
+    streams = {"a": CHAINS[kind](), "b": SHORT[kind]()}
+    if given == "loaders":
+        streams = {name: StreamLoader(chain, 4, tail="exact") for name, chain in streams.items()}
+    data = StreamDataModule(streams, batch_size=4, tail="exact")
+    ledgers = [trained(tmp_path, data, every=3, **way)[0] for _ in range(2)]
+    assert ledgers[1] == ledgers[0]
+    rest, _ = trained(tmp_path, data, ckpt=tmp_path / "step=3.ckpt", **way)
+    assert rest == ledgers[0][3:]
+
+
+@pytest.mark.parametrize("given", ["chains", "loaders"])
+@pytest.mark.parametrize("kind", ["planned", "streamed"])
+def test_overfitting_takes_the_same_batches_in_each_epoch(kind, given, tmp_path):
+    def data():
+        streams = [CHAINS[kind](), CHAINS["planned"]()]
+        if given == "loaders":
+            streams = [StreamLoader(stream, 4, tail="exact") for stream in streams]
+        return StreamDataModule(*streams, batch_size=4, tail="exact")
+
+    model, every_second = Model(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*turning off the .* shuffling.*")
+        trainer(tmp_path, [every_second], **OVERFITTING).fit(model, data())
+    epochs = [[ids for at, _, ids in model.ledger if at == epoch] for epoch in range(3)]
+    assert epochs == [[batch.tolist() for batch, _ in zip(StreamLoader(CHAINS[kind](), 4), range(3), strict=False)]] * 3
+    looks = [model.evaluated[at : at + 12] for at in range(0, 36, 12)]
+    assert looks == [list(CHAINS["planned"]().run(0))[:12]] * 3
+    for at in (2, 4, 6, 8):
+        assert trained(tmp_path, data(), ckpt=tmp_path / f"step={at}.ckpt", **OVERFITTING)[0] == model.ledger[at:]
 
 
 def test_an_exact_evaluation(tmp_path):

@@ -5,30 +5,42 @@ Lightning has no public words for that. What is used of it is all here, and was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch import Trainer
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import Sampler, SequentialSampler
 
 from squirrel_torch.loader import StreamLoader
+from squirrel_torch.loader.sampler import EpochSampler
 
-__all__ = ["TrainingLoop"]
+__all__ = ["TrainingLoop", "sampler_for"]
 
 _COUNTS: Final = ("ready", "started", "processed", "completed")
+
+
+class _OneOrder(EpochSampler, SequentialSampler):
+    """A loader that has a sequential sampler is left as it is when Lightning overfits."""
+
+    data_source: Sized = ()
+
+
+def sampler_for(trainer: Any, set_epoch: Callable[[int], None]) -> Sampler[Any]:
+    """Through which a Trainer calls `set_epoch` when an epoch begins."""
+    return (_OneOrder if trainer is not None and trainer.overfit_batches > 0 else EpochSampler)(set_epoch)
 
 
 class TrainingLoop:
     """The training loop of a Trainer.
 
     Args:
-        trainer: It may have no loop that goes on; then nothing was taken.
+        trainer: A `Trainer`. It may have no loop that goes on; then nothing was taken.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._loop: Any = trainer.fit_loop
 
@@ -63,19 +75,52 @@ class TrainingLoop:
         if not self.goes_on:
             return False
         current = self._loop.epoch_loop.batch_progress.current
-        reached = self._loop.epoch_loop._num_ready_batches_reached()
-        return bool(current.processed > 0 and current.processed == current.ready and reached)
+        if current.processed == 0 or current.processed < current.ready:
+            return False
+        return bool(self._loop.epoch_loop._num_ready_batches_reached() or (self.held == 0 and self._nothing_is_left))
+
+    @property
+    def _nothing_is_left(self) -> bool:
+        """Whether the streams are at their end, also where more batches were expected of one that has no length."""
+        combined = self._loop._combined_loader
+        epoch = self.of_streams(self._loop.epoch_progress.current.started - 1)
+        ended = [isinstance(one, StreamLoader) and (one.end_of_dataloader or one.epoch > epoch) for one in combined.flattened]
+        return any(ended) if combined._mode == "min_size" else all(ended)
+
+    def of_streams(self, epoch: int) -> int:
+        """Which epoch of the streams one of the Trainer begins with: always the first if it overfits."""
+        return 0 if self._trainer.overfit_batches > 0 else epoch
+
+    @property
+    def next_epoch(self) -> int:
+        """Which epoch of the streams comes behind the one that was begun last."""
+        return self.of_streams(self._loop.epoch_progress.current.started)
+
+    def mark_ended(self, loaders: Sequence[StreamLoader[Any]], epoch: int) -> None:
+        """Say which streams have ended once, and are further than `epoch`: an epoch ends when each of them has.
+
+        Lightning notes that while it takes batches, and a run that is resumed in the middle has not seen it.
+        """
+        combined = self._loop._combined_loader
+        ended = getattr(None if combined is None else combined._iterator, "_consumed", None)
+        if not ended:
+            return
+        for place, loader in enumerate(combined.flattened):
+            if any(loader is own for own in loaders) and loader.epoch > epoch:
+                ended[place] = True
 
     def go_back(self, batches: int) -> None:
         """Count some batches less, those of the epoch and all."""
         _count(self._loop.epoch_loop.batch_progress, -batches, *_COUNTS)
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, loaders: Sequence[StreamLoader[Any]]) -> None:
         """Let a loop that was restored at its last batch know that it was the last.
 
         It sees that by itself where it knows the number of batches. Where it does not, it would number the batches of the
         next epoch from there on. Then it gets the counts that a checkpoint at the end of an epoch has.
         """
+        if all(sized_len(loader) is not None for loader in loaders):
+            return
         epochs, batches = self._loop.epoch_progress, self._loop.epoch_loop.batch_progress
         if epochs.current.processed < epochs.current.started:
             _count(batches, batches.current.processed - batches.current.completed, "completed")

@@ -20,8 +20,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError("lightning", "lightning") from error
 
-from squirrel_torch.integrations.lightning.loop import TrainingLoop
-from squirrel_torch.loader.sampler import EpochSampler
+from squirrel_torch.integrations.lightning.loop import TrainingLoop, sampler_for
 
 __all__ = ["StreamDataModule"]
 
@@ -107,6 +106,7 @@ class StreamDataModule(LightningDataModule):
         self.save_hyperparameters({name: value for name, value in plain.items() if _is_plain(value)})
         self._loaders: dict[str, list[StreamLoader[Any]]] = {}
         self._resumed: Mapping[str, Any] | None = None
+        self._epoch_begun: int | None = None
         self._depth = 0
 
     def _leave_out(self, stage: str) -> None:
@@ -161,24 +161,37 @@ class StreamDataModule(LightningDataModule):
             if all(old is not loader for loader in loaders):
                 old.close()
         self._loaders[stage] = loaders
-        if stage != "train":
-            return
+        if stage in ("train", "val"):
+            begin = self._begin_epoch if stage == "train" else self._begin_validation
+            for loader in loaders:
+                loader.__dict__["sampler"] = sampler_for(self.trainer, begin)  # through it Lightning numbers the epochs
+        if stage == "train":
+            self._place_at_beginning(loaders)
+
+    def _place_at_beginning(self, loaders: list[StreamLoader[Any]]) -> None:
+        """Let the training begin where the checkpoint was, or anew."""
+        self._epoch_begun = None
         for loader in loaders:
             loader.taken_by(self._state_of)
-            loader.__dict__["sampler"] = EpochSampler(self._begin_epoch)  # through it Lightning numbers the epochs
         if self._resumed is not None:
             self._go_on(loaders, self._resumed)
             self._resumed = None
-        elif self.trainer is not None:
+        elif (loop := self._loop()) is not None:
             for loader in loaders:
-                loader.set_epoch(self.trainer.current_epoch)
+                loader.begin_anew(loop.of_streams(self._epoch()))
 
     def _begin_epoch(self, epoch: int) -> None:
-        loaders = self._loaders.get("train", [])
+        """Called by Lightning for each loader; before the first epoch, when it has begun the passes already."""
+        loaders, loop = self._loaders.get("train", []), TrainingLoop(self.trainer)
+        is_first, self._epoch_begun = self._epoch_begun in (None, epoch), epoch
         for loader in loaders:
-            loader.set_epoch(epoch)
-        if (loop := self._loop()) is not None:
-            loop.renew_lengths(loaders, epoch)
+            (loader.set_epoch if is_first else loader.begin_anew)(loop.of_streams(epoch))
+        loop.renew_lengths(loaders, loop.of_streams(epoch))
+        loop.mark_ended(loaders, loop.of_streams(epoch))
+
+    def _begin_validation(self, epoch: int) -> None:
+        for loader in self._loaders.get("val", []):
+            loader.set_epoch(TrainingLoop(self.trainer).of_streams(epoch))
 
     def teardown(self, stage: str) -> None:
         """End worker processes that were kept. Called by the Trainer; a subclass that has its own should call this too."""
@@ -224,14 +237,14 @@ class StreamDataModule(LightningDataModule):
             loader.load_state_dict(state)
         if (loop := self._loop()) is not None:
             loop.go_back(resumed["redo"])
-            if resumed["ended"] and not all(map(_has_length, loaders)):
-                loop.end_epoch()
+            if resumed["ended"]:
+                loop.end_epoch(loaders)
 
     def _state_of(self, loader: StreamLoader[Any]) -> Any:
         """The state of a loader behind the last batch that the weights have seen."""
         loop = self._loop()
         if loop is not None and loop.leaves_epoch:
-            state = loader.state_of_next_epoch()
+            state = loader.state_of_epoch(loop.next_epoch)
         else:
             state = loader.state_dict(held=0 if loop is None else loop.held + loop.to_redo)
         if not loader.needs_all_states:
@@ -241,13 +254,6 @@ class StreamDataModule(LightningDataModule):
 
     def _loop(self) -> TrainingLoop | None:
         return None if self.trainer is None else TrainingLoop(self.trainer)
-
-
-def _has_length(loader: StreamLoader[Any]) -> bool:
-    try:
-        return len(loader) >= 0
-    except TypeError:
-        return False
 
 
 def _adopting(stage: str, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
