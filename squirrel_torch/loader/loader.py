@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from multiprocessing.context import BaseContext
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from squirrel_torch.checks import require_at_least, require_epoch, require_int, require_seconds
 from squirrel_torch.iterstream.base import Composable
-from squirrel_torch.iterstream.layout import Mode, layout_of
+from squirrel_torch.iterstream.layout import Mode, layout_of, signature
 from squirrel_torch.iterstream.torch_composables import TorchIterable
 from squirrel_torch.loader.accelerate import Dealt, TakenByAccelerate
 from squirrel_torch.loader.choosing import course_of, dataset_of
@@ -26,7 +25,7 @@ from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.passing import Batches
 from squirrel_torch.loader.sampler import EpochSampler
-from squirrel_torch.loader.watch import Progress, Watch
+from squirrel_torch.loader.watch import Names, Progress, Watch
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail
@@ -41,10 +40,6 @@ _log = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 1024
 """Places behind earlier batches, for a trainer that takes batches and works on them later."""
-
-
-_numbers: Final = count()
-"""Of loaders: the ranks of a job make the same ones, in the same order."""
 
 
 class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
@@ -169,8 +164,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._has_ended = False
         self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
-        self._number = next(_numbers)
-        self._passes = 0
+        self._names = Names(signature(self._layout.links))
         self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
@@ -226,10 +220,12 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         council = Council.of(ranks_of(self._group))
         return Even(delivered, council, pads=self.tail == "pad", over=self._course.over).batches(place)
 
-    def _watched(self, batches: object, progress: Progress) -> Watch | None:
-        self._passes += 1
+    def _watched(self, batches: object, progress: Progress, world: World) -> Watch | None:
+        if world.rank.count == 1:
+            return None
         ranks = ranks_of(self._group)
-        return Watch.over(batches, progress, f"{self._number}/{self._passes}/{ranks[0]}", ranks, self.report_after)
+        name = f"{ranks[0]}/{self._names.of_next(progress.epoch)}"
+        return Watch.over(batches, progress, name, ranks, self.report_after)
 
     def _delivered(self, place: Any) -> None:
         self._earlier.append((self._place, self._place_world))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.loader.course import END, World
 from squirrel_torch.loader.device import on_device
-from squirrel_torch.loader.watch import Progress
+from squirrel_torch.loader.watch import ENDED, LEFT, Progress, failed
 from squirrel_torch.loader.work import Nothing
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Batches(Iterator[T_co]):
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
         self._progress = Progress(course.epoch(place))
         self._progress.hands = self._hands
-        self._watch = loader._watched(self, self._progress)
+        self._watch = loader._watched(self, self._progress, world)
 
     def __next__(self) -> T_co:
         if not self.is_open:
@@ -51,13 +51,13 @@ class Batches(Iterator[T_co]):
         try:
             place, batch = next(self._delivered)
         except Exception as error:
-            self._end(error)
+            self._end(error, failed(error))
             raise
         except BaseException:
             self.close()
             raise
         if batch is END:
-            self._end(None)
+            self._end(None, ENDED)
             self._loader._finished(place, self._dropped)
             raise StopIteration
         self._loader._delivered(place)
@@ -67,11 +67,14 @@ class Batches(Iterator[T_co]):
 
     def close(self) -> None:
         """End the pass before its last batch."""
-        self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
+        self._end(
+            ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"), LEFT
+        )
 
-    def _end(self, after: Exception | None) -> None:
+    def _end(self, after: Exception | None, how: str) -> None:
         if self.is_open:
             self.is_open, self._after = False, after
+            self._progress.end(how)
             self._loader._announce(False)
             if self._watch is not None:
                 self._watch.close()

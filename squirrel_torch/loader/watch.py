@@ -6,6 +6,7 @@ answers also while a collective hangs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -13,11 +14,13 @@ import socket
 import sys
 import threading
 import weakref
+from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from types import FrameType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.distributed as dist
@@ -26,11 +29,17 @@ import torch.distributed.distributed_c10d as c10d
 from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.sharding import can_gather
 
-__all__ = ["Progress", "Watch"]
+__all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "failed"]
+
+ENDED: Final = "has ended its pass"
+LEFT: Final = "has left its pass before its last batch"
 
 _OURS: Final = str(Path(__file__).parents[1])
 _TORCH: Final = str(Path(torch.__file__).parent)
 _MOST_NAMED: Final = 8
+_LONGEST: Final = 200
+"""Characters of an error of another rank."""
+
 _SLOWEST: Final = 30.0
 """Seconds between two looks, at most."""
 
@@ -50,7 +59,7 @@ class Progress:
         self.epoch = epoch
         self.step = 0
         self.inside = False
-        self.ended = False
+        self.ending = ""
         self.since = monotonic()
         self.thread = threading.get_ident()
         self.hands: Any = None
@@ -64,6 +73,10 @@ class Progress:
         self.step += 1
         self.since, self.inside = monotonic(), False
 
+    def end(self, how: str) -> None:
+        """It has ended, and how, in words."""
+        self.since, self.inside, self.ending = monotonic(), False, how
+
     def line(self) -> str:
         """Where it is in code that is neither ours nor torch's."""
         return next((_line(frame) for frame in _frames(self.thread) if not _is_in(frame, _OURS, _TORCH)), "")
@@ -75,8 +88,8 @@ class Progress:
 
     def doing(self) -> str:
         """What it is doing now, in words."""
-        if self.ended:
-            return "has ended its pass"
+        if self.ending:
+            return self.ending
         frames = _frames(self.thread)
         if not self.inside:
             user = self.line()
@@ -89,6 +102,40 @@ class Progress:
         stage = next((one for frame in frames if isinstance(one := frame.f_locals.get("self"), Stage)), None)
         user = self.line()
         return f"makes a batch, in {'the source' if stage is None else stage.describe()}{user and f', in {user}'}"
+
+
+def failed(error: Exception) -> str:
+    """How a pass has ended that an error has ended."""
+    message = " ".join(str(error).split())
+    more = "..." if len(message) > _LONGEST else ""
+    return f"has ended its pass by an error ({type(error).__name__}: {message[:_LONGEST]}{more})"
+
+
+class Names:
+    """What the ranks call the passes of a loader, each by itself: the same on all of them.
+
+    They may not all make the same loaders, as one may evaluate by itself. So a loader is known by its chain and by its number
+    among those over such a chain that have begun a pass together, and a pass by its epoch and its number among those of it.
+    They can't tell from that what one rank alone takes its share of, if the chain is equal to one of theirs.
+
+    Args:
+        chain: A text for each of its places.
+    """
+
+    _loaders: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, chain: Sequence[str]) -> None:
+        self._chain = hashlib.blake2b("\n".join(chain).encode(), digest_size=8).hexdigest()
+        self._loader = 0
+        self._passes: Counter[int] = Counter()
+
+    def of_next(self, epoch: int) -> str:
+        """The name of a pass that begins now."""
+        if not self._loader:
+            self._loaders[self._chain] += 1
+            self._loader = self._loaders[self._chain]
+        self._passes[epoch] += 1
+        return f"{self._chain}/{self._loader}/{epoch}/{self._passes[epoch]}"
 
 
 class Watch:
@@ -149,7 +196,8 @@ class Watch:
                     self._told *= 2
                 elif waited >= self._patience / 2:
                     self._others()  # to know later who has said nothing since
-            self._progress.ended = True
+            if not self._progress.ending:  # it was let go of
+                self._progress.end(LEFT)
             self._post()
         except Exception as error:  # noqa: BLE001  # a watch that fails must not end the training
             if not self._done.is_set():
@@ -167,7 +215,9 @@ class Watch:
             "agrees": progress.agrees(),
             "line": progress.line(),
             # To look takes milliseconds, and is worth it only if something is slow.
-            "doing": progress.doing() if waited > self._patience / 4 or progress.ended else "is on its way",
+            "doing": progress.doing() if waited > self._patience / 4 or progress.ending else "is on its way",
+            "ended": bool(progress.ending),
+            "time": time(),
             "process": f"pid {os.getpid()} on {socket.gethostname()}",
         }
         self._store.set(f"{self._prefix}/{self._rank}", json.dumps(word))
@@ -205,15 +255,17 @@ class Watch:
             return f"rank {rank} has not begun this pass"
         at = f"rank {rank} is at step {word['step']} of epoch {word['epoch']}"
         silent = monotonic() - self._heard[rank][1]
-        if silent > 2 * min(self._patience / 4, _SLOWEST) + 1 and word["doing"] != "has ended its pass":
+        if silent > 2 * min(self._patience / 4, _SLOWEST) + 1 and not word["ended"]:
             return f"{at} and has not been heard of for {silent:.0f} s: its process ({word['process']}) has died, or is stopped"
         progress = self._progress
-        slow = word["seconds"] > self._patience / 2 and not word["agrees"]
+        # Behind its end it says nothing more. The clocks of two machines may differ a little.
+        seconds = word["seconds"] + (max(silent, time() - word["time"]) if word["ended"] else 0)
+        slow = seconds > self._patience / 2 and not word["agrees"]
         # At the same step one waits for the other if they agree on something, or if the other is somewhere else.
-        elsewhere = not progress.inside and (word["inside"] or word["line"] != progress.line())
+        elsewhere = not progress.inside and (word["inside"] or word["ended"] or word["line"] != progress.line())
         holds_up = slow and (progress.agrees() or elsewhere)
         if word["step"] < progress.step or (word["step"] == progress.step and holds_up):
-            return f"{at} and {word['doing']}, for {word['seconds']:.0f} s"
+            return f"{at} and {word['doing']}, for {seconds:.0f} s"
         return ""
 
 

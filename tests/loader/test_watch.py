@@ -1,5 +1,7 @@
 """A rank that waits says for whom: real gloo ranks under torchrun, of which one hangs."""
 
+import re
+
 import pytest
 
 from tests.support import run_script
@@ -108,3 +110,51 @@ print("quiet")
     out = run_script(HEAD + code + TAIL, tmp_path, torchrun=2)
     assert out.count("quiet") == 2
     assert "rank" not in out
+
+
+def test_what_one_rank_does_alone_concerns_no_other(tmp_path):
+    code = """
+if rank == 0:
+    slow = IterableSource(range(4)).map(lambda x: (time.sleep(0.7), x)[1])
+    alone = StreamLoader(slow.to_torch_iterable(enforce_rank_check=False), 2, report_after=1)
+    print("alone", [len(batch) for batch in alone])
+    next(iter(StreamLoader(IterableSource(range(32)), 4, report_after=1)))
+dist.barrier()
+train(StreamLoader(IterableSource(range(32)).map(slow_decode).batched(4), report_after=1))
+"""
+    out = run_script(HEAD + code + TAIL, tmp_path, torchrun=2)
+    lines = out.splitlines()
+    begun = next(place for place, line in enumerate(lines) if line == "alone [2, 2]")
+    assert not [line for line in lines[:begun] if line.startswith("rank")], out
+    assert "rank 0 has been at step 4 of epoch 0" in out
+    assert "rank 1 is at step 3 of epoch 0 and makes a batch" in out
+    assert "has not begun this pass" not in out
+
+
+def test_how_the_pass_of_another_rank_has_ended_is_told(tmp_path):
+    code = """
+def broken(x):
+    if rank == 1 and x == 25:
+        raise ValueError("no image in 25")
+    return x
+
+try:
+    train(StreamLoader(IterableSource(range(32)).map(broken).batched(4), report_after=1))
+except ValueError:
+    time.sleep(3)
+    dist.all_reduce(torch.zeros(1))
+dist.barrier()
+for step, batch in enumerate(StreamLoader(IterableSource(range(32)).batched(4), report_after=1)):
+    if rank == 1 and step == 2:
+        break
+    dist.all_reduce(torch.zeros(1))
+if rank == 1:
+    time.sleep(3)
+    for _ in range(2):
+        dist.all_reduce(torch.zeros(1))
+"""
+    out = run_script(HEAD + code + TAIL, tmp_path, torchrun=2)
+    failed = "rank 1 is at step 3 of epoch 0 and has ended its pass by an error (ValueError: no image in 25), for "
+    left = "rank 1 is at step 3 of epoch 0 and has left its pass before its last batch, for "
+    for words in (failed, left):
+        assert [int(seconds) for seconds in re.findall(rf"{re.escape(words)}(\d+) s", out)] == [1, 2], out
