@@ -18,6 +18,7 @@ import torch._dynamo  # what DistributedDataParallel would import in each rank
 import torch.distributed as dist
 
 from tests.distributed.trainer import Options, prepare, train
+from tests.support import children
 
 _PATIENCE = 60.0
 
@@ -55,15 +56,6 @@ class Rank:
     def log(self):
         """What it printed."""
         return self._log.read_text(errors="replace")
-
-
-def children(pid):
-    """The pids of the children of a process."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _command(pid):

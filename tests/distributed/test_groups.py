@@ -26,11 +26,13 @@ def main():
     }
     for name, chain in chains.items():
         for group in (mesh["dp"], mesh.get_group("dp"), mesh):
-            loader = StreamLoader(chain(group), 2, num_workers=1, multiprocessing_context=start, tail="drop")
+            in_workers = name == "streamed" and group is not mesh  # the groups that are taken along are the same for all chains
+            workers = {"num_workers": 1, "multiprocessing_context": start} if in_workers else {}
+            loader = StreamLoader(chain(group), 2, tail="drop", **workers)
             own = [batch.tolist() for batch in loader]
             plain = chain(group).split_by_worker().to_torch_iterable()
             plain.set_epoch(0)
-            items = [item for item in DataLoader(plain, None, num_workers=1, multiprocessing_context=start)]
+            items = [item for item in DataLoader(plain, None, **workers)]
             every = [None] * 4
             dist.all_gather_object(every, (own, items))
             if rank == 0:

@@ -4,15 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from tests.distributed.launcher import children, until
+from tests.distributed.launcher import until
 from tests.distributed.ledger import check, launches_of
 from tests.distributed.trainer import Options, prepare
-from tests.support import ROOT, run_script
+from tests.support import ROOT, children, ended, run_script, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -66,22 +64,6 @@ def test_what_is_wrong_in_a_ledger_is_noticed(tmp_path):
                 check(tmp_path / "job", "shards", said["epochs"], ordered=False)
 
 
-def torchrun(folder, ranks, restarts):
-    """Start the job with torchrun, in a session of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC")}
-    # Torchrun's store keeps the addresses of ranks that have ended, which those that are started again would call.
-    inherited["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    return subprocess.Popen(
-        [*command, "--max-restarts", str(restarts), str(ROOT / "tests/distributed/trainer.py"), str(folder)],
-        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def ranks_of(folder, generation, count, lines):
     """The pids of the ranks of a launch, when all of them have written that many lines."""
     paths = [folder / "ledger" / f"{generation:04d}-{rank}.jsonl" for rank in range(count)]
@@ -94,32 +76,17 @@ def test_torchrun_starts_the_job_again_until_it_gives_up(tmp_path):
     prepare(tmp_path)
     options = Options(0, "shards", "drop", batch=3, workers=2, method="fork", persistent=True, every=4)
     options.write(tmp_path)
-    process = torchrun(tmp_path, 2, restarts=1)
-    try:
+    script, path = ROOT / "tests/distributed/trainer.py", {"PYTHONPATH": str(ROOT)}
+    with started(script, tmp_path, torchrun=2, restarts=1, **path) as process:
         pids = ranks_of(tmp_path, 0, 2, 9)
         (victim, *_) = children(pids[1])
         os.kill(victim, signal.SIGKILL)  # a worker of rank 1
         pids = ranks_of(tmp_path, 1, 2, 30)
         os.kill(pids[0], signal.SIGKILL)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        _end(process)
-    assert process.returncode == 1
-    assert re.search(rf"worker \d of 2 \(pid {victim}\) died: signal SIGKILL", out), out
+        _, err = ended(process, fails=True)
+    assert re.search(rf"worker \d of 2 \(pid {victim}\) died: signal SIGKILL", err), err
     Options(2, "shards", "exact", batch=5, workers=1, method="fork", persistent=False, every=3, epochs=2).write(tmp_path)
-    process = torchrun(tmp_path, 3, restarts=0)
-    try:
-        out, _ = process.communicate(timeout=100)
-    finally:
-        _end(process)
-    assert process.returncode == 0, out
+    with started(script, tmp_path, torchrun=3, **path) as process:
+        ended(process)
     assert [launch.ranks for launch in launches_of(tmp_path)] == [2, 2, 3]
     check(tmp_path, "shards", 2, ordered=True)
-
-
-def _end(process):
-    """Of a job that hangs nothing is to be left."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.stdout.close()
-    process.wait()

