@@ -114,7 +114,7 @@ WAYS = {
     "reloading": {"reload_dataloaders_every_n_epochs": 1},
     "by steps": {"max_epochs": -1, "max_steps": 25},
     "validating": {"val_check_interval": 4, "max_epochs": 2},
-    "overfitting": {"overfit_batches": 5},
+    "overfitting": {"overfit_batches": 9},
     "all of it": {"val_check_interval": 4, "max_epochs": -1, "max_steps": 13, "accumulate_grad_batches": 2},
 }
 
@@ -186,7 +186,10 @@ SHORT = {
 
 def several(long, short, mode="max_size_cycle"):
     """Streams of 14 batches, or less, and of 6."""
-    return StreamDataModule({"a": CHAINS[long](), "b": SHORT[short]()}, batch_size=4, tail="exact", streams=1, mode=mode)
+    streams = {"a": CHAINS[long](), "b": SHORT[short]()}
+    if mode == "min_size":  # it ends before the other one is asked
+        streams = {"b": streams["b"], "a": streams["a"]}
+    return StreamDataModule(streams, batch_size=4, tail="exact", streams=1, mode=mode)
 
 
 def behind_each_step(whole, accumulated):
