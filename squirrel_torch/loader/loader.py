@@ -25,6 +25,7 @@ from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.passing import Batches
+from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
 from squirrel_torch.loader.watch import Progress, Watch
 from squirrel_torch.loader.work import Serve
@@ -396,6 +397,14 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         if self.persistent_workers:
             self._workers = workers
         return workers
+
+    def _reports(self, hands: Any) -> Reports | None:
+        """Tells what monitors see in the workers in a new pass; None where there is nothing to put together."""
+        if not (self._serve.monitors and isinstance(hands, Workers)):
+            return None
+        reports = Reports(self._serve.monitors, len(hands))
+        hands.handlers[KIND] = reports.take
+        return reports
 
     def close(self) -> None:
         """End the pass that goes on, and worker processes that were kept. The next pass goes on from here, with new ones."""

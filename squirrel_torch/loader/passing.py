@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
 
 from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.loader.course import END, World
@@ -32,6 +33,11 @@ class Batches(Iterator[T_co]):
         course = loader._course
         self._loader = loader
         self._hands = loader._hands()
+        reports = loader._reports(self._hands)
+        # It may be let go of without a word.
+        self._rest = None if reports is None else finalize(self, reports.end)
+        if self._rest is not None:
+            self._rest.atexit = False
         self._keeps = loader.persistent_workers
         self.is_open = True
         self._after: Exception | None = None  # None: it came to its end
@@ -51,14 +57,17 @@ class Batches(Iterator[T_co]):
         try:
             place, batch = next(self._delivered)
         except Exception as error:
+            self._drop_rest()
             self._end(error)
             raise
         except BaseException:
+            self._drop_rest()
             self.close()
             raise
         if batch is END:
             self._end(None)
             self._loader._finished(place, self._dropped)
+            self._tell_rest()
             raise StopIteration
         self._loader._delivered(place)
         self._progress.given()
@@ -68,6 +77,17 @@ class Batches(Iterator[T_co]):
     def close(self) -> None:
         """End the pass before its last batch."""
         self._end(ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"))
+        self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        """Let monitors report what they have not yet."""
+        if self._rest is not None:
+            self._rest()
+
+    def _drop_rest(self) -> None:
+        """An error is not reported as an end."""
+        if self._rest is not None:
+            self._rest.detach()
 
     def _end(self, after: Exception | None) -> None:
         if self.is_open:
