@@ -27,6 +27,7 @@ from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.passing import Batches
 from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
+from squirrel_torch.loader.waits import Waited, Waits
 from squirrel_torch.loader.watch import Progress, Watch
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
@@ -173,6 +174,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._number = next(_numbers)
         self._passes = 0
         self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
+        self._waits: Waits | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -267,6 +269,20 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
         return self._course.epoch(self._now()[0])
+
+    @property
+    def waited(self) -> Waited:
+        """How long whoever takes the batches has waited for them, in the pass that goes on or went last; any thread may ask.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> loader = StreamLoader(IterableSource(range(6)).batched(2))
+            >>> for batch in loader:
+            ...     pass
+            >>> loader.waited.batches
+            3
+        """
+        return Waited() if self._waits is None else self._waits.read()
 
     @property
     def dropped(self) -> int:

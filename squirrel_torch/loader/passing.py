@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
@@ -48,6 +49,7 @@ class Batches(Iterator[T_co]):
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
         self._progress = Progress(course.epoch(place))
         self._progress.hands = self._hands
+        loader._waits = self._progress.waits
         self._watch = loader._watched(self, self._progress)
 
     def __next__(self) -> T_co:
@@ -92,6 +94,7 @@ class Batches(Iterator[T_co]):
     def _end(self, after: Exception | None) -> None:
         if self.is_open:
             self.is_open, self._after = False, after
+            self._progress.waits.ended(monotonic())
             self._loader._announce(False)
             if self._watch is not None:
                 self._watch.close()
