@@ -4,14 +4,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
 from operator import attrgetter
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from squirrel_torch.checks import require_at_least, require_seconds
-
-__all__ = ["Meter", "MetricsConf", "MetricsType", "metrics_iops", "metrics_throughput", "size_of"]
+__all__ = [
+    "Meter",
+    "MetricsConf",
+    "MetricsType",
+    "Tally",
+    "Window",
+    "metrics_iops",
+    "metrics_throughput",
+    "rates",
+    "size_of",
+]
 
 MetricsType = dict[str, int | float]
 
@@ -51,7 +60,7 @@ def _bytes_in(unit: str) -> int:
     return _UNITS[unit]
 
 
-def metrics_iops(count: int, duration: float) -> float:
+def metrics_iops(count: float, duration: float) -> float:
     """Items per second: `count` items in `duration` seconds, rounded to 2 places."""
     return round(count / duration, 2)
 
@@ -112,52 +121,134 @@ _SIZES: dict[type, Callable[[Any], int]] = {
 }
 
 
-class Meter:
-    """Counts items and bytes as they pass and says when, and what, to report.
-
-    The figures of a report are averages over everything since the report before it: `count` items took the whole time
-    from that report to this one, so the rate has no bias, however short the window is.
+@dataclass(frozen=True)
+class Window:
+    """What has passed in some time.
 
     Args:
-        conf: Which metrics to measure.
-        prefix: Stands before the name of each metric.
-        window_size: A report averages over at least this many items.
-        every: Seconds between two reports, at least.
+        count: Items.
+        size: Bytes of them, 0 where they are not measured.
+        seconds: How long that took.
     """
 
-    def __init__(self, conf: MetricsConf, prefix: str, window_size: int, every: float) -> None:
-        require_at_least("window_size", window_size, 1)
-        require_seconds("every", every)
-        self._conf = conf
-        self._prefix = prefix
-        self._window_size = window_size
+    count: int
+    size: int
+    seconds: float
+
+    def __add__(self, later: "Window") -> "Window":
+        return Window(self.count + later.count, self.size + later.size, self.seconds + later.seconds)
+
+
+def rates(conf: MetricsConf, prefix: str, windows: Iterable[Window]) -> MetricsType:
+    """The metrics of streams that flow at the same time, each with a window of its own: the sums of their rates."""
+    iops = throughput = 0.0
+    for window in windows:
+        # A clock of coarse resolution may see no time pass at all.
+        seconds = max(window.seconds, 1e-9)
+        iops += window.count / seconds
+        throughput += window.size / seconds
+    return {
+        f"{prefix}IOPS number/s": metrics_iops(iops, 1) if conf.iops else 0,
+        f"{prefix}throughput {conf.throughput_unit}/s": (
+            metrics_throughput(throughput, 1, conf.throughput_unit) if conf.throughput else 0
+        ),
+    }
+
+
+class Meter:
+    """Counts the items and bytes of one run, and knows when to look whether something is to be told."""
+
+    def __init__(self, *, sized: bool, every: float) -> None:
+        self.count = 0
+        self.size = 0
+        self._sized = sized
         self._every = every
-        self._count = 0
-        self._size = 0
-        self._since = perf_counter()
+        self._full = 0
+        self._since = 0.0
+
+    def begin(self, items: int, now: float) -> None:
+        """Begin a window: it is looked at after `items` more items, and `every` seconds after `now`."""
+        self._full = self.count + items
+        self._since = now
 
     def add(self, item: Any) -> bool:
-        """Count one item; True when a report is due."""
-        self._count += 1
-        if self._conf.throughput:
-            self._size += size_of(item)
-        return self._count >= self._window_size and perf_counter() - self._since >= self._every
+        """Count one item; whether it is time to look."""
+        self.count += 1
+        if self._sized:
+            self.size += size_of(item)
+        return self.count >= self._full and perf_counter() - self._since >= self._every
 
-    @property
-    def pending(self) -> bool:
-        """Whether items have passed since the last report."""
-        return self._count > 0
 
-    def report(self) -> MetricsType:
-        """The metrics since the last report; a new window starts here."""
+class Tally:
+    """What passes a place of a chain, in one run or in several at a time, and in any threads.
+
+    The figures of a window are averages over everything since the window before it: `count` items took the whole time from
+    there to here, so the rate has no bias, however short the window is.
+
+    Args:
+        conf: Which metrics are measured.
+        window_size: A window has at least this many items.
+        every: Seconds of a window, at least.
+        every_items: Items of a window; the other two are not looked at then. None: they decide.
+    """
+
+    def __init__(self, conf: MetricsConf, window_size: int, every: float, every_items: int | None = None) -> None:
+        self._sized = conf.throughput
+        self._items = window_size if every_items is None else every_items
+        self._every = every if every_items is None else 0.0
+        self._lock = Lock()
+        self._meters: list[Meter] = []
+        # Of the runs that have ended, less what was told.
+        self._count = 0
+        self._size = 0
+        self._since = 0.0
+
+    def open(self) -> Meter:
+        """Counts one run. Only the thread that it is counted in may call `add`."""
+        meter = Meter(sized=self._sized, every=self._every)
+        with self._lock:
+            if not self._since:
+                self._since = perf_counter()
+            self._meters.append(meter)
+            self._begin(meter)
+        return meter
+
+    def close(self, meter: Meter) -> None:
+        """A run has ended."""
+        with self._lock:
+            self._meters.remove(meter)
+            self._count += meter.count
+            self._size += meter.size
+
+    def due(self) -> Window | None:
+        """The window that ends here, asked for by a meter whose time to look it was; None if it goes on."""
+        with self._lock:
+            count = self._passed()
+            # Meanwhile another thread may have taken it.
+            if count >= self._items and perf_counter() - self._since >= self._every:
+                return self._taken(count)
+            for meter in self._meters:
+                self._begin(meter, count)
+            return None
+
+    def rest(self) -> Window | None:
+        """What has passed since the last window, at the end; None if nothing has."""
+        with self._lock:
+            count = self._passed()
+            return self._taken(count) if count > 0 else None
+
+    def _passed(self) -> int:
+        return self._count + sum(meter.count for meter in self._meters)
+
+    def _taken(self, count: int) -> Window:
+        size = self._size + sum(meter.size for meter in self._meters)
         now = perf_counter()
-        # A clock of coarse resolution may see no time pass at all.
-        duration = max(now - self._since, 1e-9)
-        conf = self._conf
-        iops = metrics_iops(self._count, duration) if conf.iops else 0
-        throughput = metrics_throughput(self._size, duration, conf.throughput_unit) if conf.throughput else 0
-        self._count, self._size, self._since = 0, 0, now
-        return {
-            f"{self._prefix}IOPS number/s": iops,
-            f"{self._prefix}throughput {conf.throughput_unit}/s": throughput,
-        }
+        window = Window(count, size, now - self._since)
+        self._count, self._size, self._since = self._count - count, self._size - size, now
+        for meter in self._meters:
+            self._begin(meter)
+        return window
+
+    def _begin(self, meter: Meter, passed: int = 0) -> None:
+        # Each may bring its share of what is missing before anybody looks again: one alone has no other to wait for.
+        meter.begin(max(1, (self._items - passed) // len(self._meters)), self._since)

@@ -16,7 +16,7 @@ MODULES = [
     for module in pkgutil.walk_packages(squirrel_torch.__path__, "squirrel_torch.")
     if not module.name.endswith("__main__")
 ]
-OPTIONAL = ("accelerate", "dask", "distributed", "numba", "wandb", "mlflow", "lightning", "s3fs", "transformers")
+OPTIONAL = ("accelerate", "dask", "distributed", "numba", "wandb", "mlflow", "lightning", "s3fs", "tensorboard", "transformers")
 LAZY = ("pyarrow", "fsspec", "cloudpickle", "tqdm", "pandas", "sklearn")
 
 

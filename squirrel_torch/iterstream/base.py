@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, Self, TypeVar, overload
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec
 from squirrel_torch.checks import require_at_least, require_callable, require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
+from squirrel_torch.iterstream.monitors import monitors_of
 from squirrel_torch.iterstream.oneshot import OneShot
 from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
 from squirrel_torch.iterstream.sink import write_stream
@@ -29,6 +30,7 @@ from squirrel_torch.iterstream.stages import (
     Monitored,
     NumbaMap,
     Piped,
+    Ranks,
     RankSplit,
     Shuffled,
     Skip,
@@ -41,6 +43,7 @@ from squirrel_torch.iterstream.stages import (
 )
 from squirrel_torch.metrics import MetricsConf, MetricsType
 from squirrel_torch.portable import by_value, from_portable, importable, to_portable
+from squirrel_torch.reporting import Sink
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage import Store, Written, store_reader
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
     from squirrel_torch.iterstream.explain import Explanation
     from squirrel_torch.iterstream.torch_composables import TorchIterable
 
-__all__ = ["ChainEnd", "Composable", "require_source"]
+__all__ = ["ChainEnd", "Composable", "chained", "copied", "require_source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -193,6 +196,11 @@ class Composable(DataPipe[T_co]):
     def _repeats(self) -> bool:
         """Whether it may read what stands before it several times in one pass."""
         return self._custom if self._stage is None else self._stage.repeats
+
+    @property
+    def _branches(self) -> list[list[Composable[Any]]]:
+        """The places of the streams that are mixed here."""
+        return []
 
     @property
     def _owner(self) -> object:
@@ -819,11 +827,13 @@ class Composable(DataPipe[T_co]):
 
     def monitor(
         self,
-        callback: Callable[[MetricsType], Any] | Callable[Concatenate[MetricsType, ...], Any],
+        callback: Callable[[MetricsType], Any] | Callable[Concatenate[MetricsType, ...], Any] | Sink | str,
         prefix: str | None = None,
         metrics_conf: MetricsConf | type[MetricsConf] = MetricsConf,
         window_size: int = 5,
         every: float = 1.0,
+        every_items: int | None = None,
+        ranks: Ranks | None = None,
         **kw: Any,
     ) -> Composable[T_co]:
         """Measure the rate at which items pass here, and tell it to a logger.
@@ -831,17 +841,31 @@ class Composable(DataPipe[T_co]):
         The figures are of all steps before this one together, and of the consumer's speed where that is the slower one.
         A stream that gives any item reports at least once, at its end.
 
+        The callback is called in the thread that reads the stream. Under a `StreamLoader` it is called in the process that
+        trains, however many workers there are: with the sums of their rates. In the workers of torch's DataLoader it is called
+        in each of them; a sink raises there, as it belongs to the process that trains.
+
         Args:
-            callback: Called with a dict of metric names and numbers: `wandb.log`, `mlflow.log_metrics` or any other.
-            prefix: Stands before the names, so that several monitors of one run can be told apart. MLflow's loggers get it
-                without the characters that MLflow refuses in names, such as parentheses.
+            callback: The name of a sink: "wandb", "mlflow", "tensorboard" or "tensorboard:FOLDER", "csv:FILE",
+                "prometheus:FILE.prom". A sink of `squirrel_torch.integrations.sinks` with arguments. Or anything that is called
+                with a dict of metric names and numbers: `wandb.log`, `mlflow.log_metrics`, a function.
+            prefix: Stands before the names, so that several monitors of one run can be told apart. Another monitor before it in
+                the chain with the same callback and prefix is not overwritten: "monitor 2 " is added to this one's prefix, then
+                "monitor 3 ". `mlflow.log_metrics` gets it without the characters that MLflow refuses in names, such as
+                parentheses; so do sinks.
             metrics_conf: Which metrics are measured, in which unit.
             window_size: Figures are averages over at least this many items.
             every: Seconds between two reports, at least. 0 reports after every `window_size` items.
+            every_items: Report after exactly so many items instead, whatever the time. From several workers, or a chain that a
+                StreamLoader deals to several streams, it is at least so many, as they count by themselves.
+            ranks: In a job of several ranks: "each" reports the figures of each, with "rank 3/" before the names; "first" those
+                of rank 0 alone. By default a sink reports those of rank 0, and any other callback is called on each rank.
             **kw: Passed to `callback` with each report.
 
         Raises:
-            ValueError: If `window_size` is below 1 or `every` below 0.
+            TypeError: If an argument is of another kind.
+            ValueError: If there is no such sink, if `window_size` or `every_items` is below 1 or `every` below 0.
+            MissingDependencyError: If the library of the sink is not installed.
 
         Example:
             >>> from squirrel_torch import IterableSource
@@ -849,17 +873,23 @@ class Composable(DataPipe[T_co]):
             >>> IterableSource(range(3)).monitor(reports.append, prefix="raw ").join()
             >>> sorted(reports[0])
             ['raw IOPS number/s', 'raw throughput MB/s']
+            >>> chain = IterableSource(range(3)).monitor("csv:figures.csv", every_items=1000)
         """
-        return self.then(
-            Monitored(
-                callback,
-                prefix or "",
-                metrics_conf() if isinstance(metrics_conf, type) else metrics_conf,
-                window_size,
-                every,
-                kw,
-            )
+        if isinstance(callback, str):
+            from squirrel_torch.integrations.sinks import sink_named
+
+            callback = sink_named(callback)
+        monitored: Monitored[T_co] = Monitored(
+            callback,
+            prefix or "",
+            metrics_conf() if isinstance(metrics_conf, type) else metrics_conf,
+            window_size,
+            every,
+            kw,
+            every_items,
+            ranks,
         )
+        return self.then(monitored.told_apart(monitors_of(self._links())))
 
     def explain(self) -> Explanation:
         """Say how this chain goes on after a stop: what decides it, what it costs, what to change for the better.
@@ -941,6 +971,22 @@ class Composable(DataPipe[T_co]):
             return super().__reduce_ex__(protocol)
         # A class of a function's body or of a notebook: it travels by value.
         return (*by_value(type(self)), self.__getstate__())
+
+
+def chained(links: Sequence[Composable[Any]]) -> Composable[Any]:
+    """The last of `links`, put onto those before it."""
+    node, *others = links
+    for link in others:
+        below, node = node, copied(link)
+        node.source = below
+    return node
+
+
+def copied(link: Any) -> Any:
+    """A composable of its own with the same attributes."""
+    same = object.__new__(type(link))
+    same.__dict__.update(link.__dict__)
+    return same
 
 
 class ChainEnd:

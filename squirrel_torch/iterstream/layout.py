@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from squirrel_torch.errors import FingerprintMismatch, ShardingError
-from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.base import Composable, chained, copied
 from squirrel_torch.iterstream.datapipe import is_datapipe
 from squirrel_torch.iterstream.planned import Planned, is_opaque, planned_prefix
 from squirrel_torch.iterstream.source import Mix
@@ -103,7 +103,8 @@ def _signed(link: Composable[Any]) -> str:
         strategy = getattr(link, "mux_strategy", None)
         return f"{type(link).__name__}({inside}; {told}{'' if strategy is None else strategy.name})"
     stage = link._stage
-    names = [one.name for one in fields(stage)] if hasattr(stage, "__dataclass_fields__") else []  # type: ignore[arg-type]  # by that
+    arguments = fields(stage) if hasattr(stage, "__dataclass_fields__") else ()  # type: ignore[arg-type]  # by that
+    names = [one.name for one in arguments if one.metadata.get("signed", True)]
     told = {name: getattr(stage, name) for name in names if not name.startswith("_")}
     plain = ", ".join(f"{name}={value!r}" for name, value in told.items() if isinstance(value, _PLAIN))
     name = type(link if stage is None else stage).__name__
@@ -215,22 +216,6 @@ def _mix_without_splits(mix: Mix[Any]) -> tuple[Mix[Any], RankSplit[Any] | None]
     if not splits_of(mix):
         return mix, None
     stripped = [_without_splits(branch) for branch in mix.branches]
-    mix = _copy(mix)
-    mix.branches = [_chained(links) for links, _, _ in stripped]
+    mix = copied(mix)
+    mix.branches = [chained(links) for links, _, _ in stripped]
     return mix, next((split for _, split, _ in stripped if split), None)
-
-
-def _chained(links: Links) -> Composable[Any]:
-    """The last of `links`, put onto those before it."""
-    node, *others = links
-    for link in others:
-        below, node = node, _copy(link)
-        node.source = below
-    return node
-
-
-def _copy(link: Any) -> Any:
-    """A composable of its own with the same attributes."""
-    same = object.__new__(type(link))
-    same.__dict__.update(link.__dict__)
-    return same

@@ -15,11 +15,12 @@ from torch.utils.data import IterableDataset
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.errors import ShardingError
-from squirrel_torch.iterstream.base import ChainEnd, Composable, require_source
+from squirrel_torch.iterstream.base import ChainEnd, Composable, chained, copied, require_source
 from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
 from squirrel_torch.iterstream.oneshot import OneShot
 from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.iterstream.stages import Monitored
 from squirrel_torch.seeding import DEFAULT_SEED, Seed, resolve_seed
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, NumberedBlocks, PartOfRows, Readable, Rows
@@ -237,6 +238,10 @@ class Mix(Source[T_co]):
 
     branches: list[Composable[Any]]
 
+    @property
+    def _branches(self) -> list[list[Composable[Any]]]:
+        return [branch._links() for branch in self.branches]
+
 
 class IterableSamplerSource(Mix[T_co]):
     """Items of several streams, mixed at random until all are exhausted.
@@ -307,7 +312,41 @@ def as_branches(name: str, streams: Sequence[Iterable[Any]]) -> list[Composable[
     branches = [stream if isinstance(stream, Composable) else IterableSource(stream) for stream in streams]
     if not branches:
         raise ValueError(f"{name} must hold at least one stream, got {streams!r}")
-    return branches
+    return _told_apart(branches, [])
+
+
+def _told_apart(branches: Sequence[Composable[Any]], others: list[Monitored[Any]]) -> list[Composable[Any]]:
+    """The streams of a mix; monitors in several of them that would give the same names get numbers, as in one chain.
+
+    Args:
+        branches: The streams.
+        others: The monitors before them; theirs are added.
+    """
+    apart: list[Composable[Any]] = []
+    for branch in branches:
+        links = branch._links()
+        numbered = [_numbered(link, others) for link in links]
+        changed = any(one is not link for one, link in zip(numbered, links, strict=True))
+        apart.append(chained(numbered) if changed else branch)
+    return apart
+
+
+def _numbered(link: Composable[Any], others: list[Monitored[Any]]) -> Composable[Any]:
+    """A place of such a stream: itself, or a copy with another prefix."""
+    stage = link._stage
+    if isinstance(link, Mix):
+        branches = _told_apart(link.branches, others)
+        if any(one is not branch for one, branch in zip(branches, link.branches, strict=True)):
+            mix: Mix[Any] = copied(link)
+            mix.branches = branches
+            return mix
+    elif isinstance(stage, Monitored):
+        apart = stage.told_apart(others)
+        others.append(apart)
+        if apart is not stage:
+            link = copied(link)
+            link._stage = apart
+    return link
 
 
 def check_probabilities(name: str, probabilities: Sequence[float] | None, streams: int) -> list[float]:

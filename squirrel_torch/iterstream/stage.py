@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Flag, auto
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 from squirrel_torch.describe import describe_call
 from squirrel_torch.portable import by_value, from_portable, importable, to_portable
@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.keyed import Keys, Wanted
 from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.seeding import DEFAULT_SEED, Path, Seed, uniform_blocks
 
-__all__ = ["Context", "Following", "Id", "Split", "Stage", "Step"]
+__all__ = ["UNSIGNED", "Context", "Following", "Id", "Split", "Stage", "Step"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -30,6 +30,9 @@ Id: TypeAlias = "int | tuple[Any, ...]"
 
 Step: TypeAlias = "tuple[Id, Any]"
 """An item and its id."""
+
+UNSIGNED: Final = {"signed": False}
+"""The metadata of an argument of a stage that may differ between two chains when one goes on with the state of the other."""
 
 
 class Split(Flag):

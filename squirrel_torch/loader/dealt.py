@@ -187,6 +187,9 @@ class DealtCourse(Course[Place]):
             behind = place.position + (step + 1) * size
             now = Place(place.epoch, behind, place.step + step + 1, at, state, ended=state is None)
             yield now, with_mask(batch, mask_of(real, self._batch)) if self._pads else batch
+        for worker in range(world.workers):
+            if hands.receive(worker) is not END:  # what they say behind their last batch has come with it
+                raise PipelineError(f"worker {worker} gave a batch behind the last one")
         yield now._replace(ended=True), END
 
     def over(self, place: Place) -> Place:

@@ -96,7 +96,7 @@ class Frame:
     """What a worker says.
 
     Args:
-        kind: One of the four below.
+        kind: One of those below.
         number: The pass that it belongs to.
         start: Where the batch is in shared memory.
         numbers: Bytes of its arrays and tensors.
@@ -119,6 +119,8 @@ class Frame:
     """There are no more batches."""
     ERROR: ClassVar = 3
     """There are no more batches; why is in the body, pickled."""
+    NOTE: ClassVar = 4
+    """What something in the worker has to say (`reporting.home`): the body is JSON, a list of its kind and the rest."""
 
     def to_bytes(self) -> bytes:
         """As it goes through the pipe."""

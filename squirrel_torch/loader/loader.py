@@ -24,7 +24,9 @@ from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.passing import Batches
+from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
+from squirrel_torch.loader.waits import Waited, Waits
 from squirrel_torch.loader.watch import Names, Progress, Watch
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
@@ -166,6 +168,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._next_epoch = 0
         self._names = Names(signature(self._layout.links))
         self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
+        self._waits: Waits | None = None
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -269,6 +272,20 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
         return self._course.epoch(self._now()[0])
+
+    @property
+    def waited(self) -> Waited:
+        """How long whoever takes the batches has waited for them, in the pass that goes on or went last; any thread may ask.
+
+        Example:
+            >>> from squirrel_torch import IterableSource
+            >>> loader = StreamLoader(IterableSource(range(6)).batched(2))
+            >>> for batch in loader:
+            ...     pass
+            >>> loader.waited.batches
+            3
+        """
+        return Waited() if self._waits is None else self._waits.read()
 
     @property
     def dropped(self) -> int:
@@ -398,6 +415,14 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         if self.persistent_workers:
             self._workers = workers
         return workers
+
+    def _reports(self, hands: Any) -> Reports | None:
+        """Tells what monitors see in the workers in a new pass; None where there is nothing to put together."""
+        if not (self._serve.monitors and isinstance(hands, Workers)):
+            return None
+        reports = Reports(self._serve.monitors, len(hands))
+        hands.handlers[KIND] = reports.take
+        return reports
 
     def close(self) -> None:
         """End the pass that goes on, and worker processes that were kept. The next pass goes on from here, with new ones."""

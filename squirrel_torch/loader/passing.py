@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import finalize
 
 from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.loader.course import END, World
@@ -32,6 +34,11 @@ class Batches(Iterator[T_co]):
         course = loader._course
         self._loader = loader
         self._hands = loader._hands()
+        reports = loader._reports(self._hands)
+        # It may be let go of without a word.
+        self._rest = None if reports is None else finalize(self, reports.end)
+        if self._rest is not None:
+            self._rest.atexit = False
         self._keeps = loader.persistent_workers
         self.is_open = True
         self._after: Exception | None = None  # None: it came to its end
@@ -42,6 +49,7 @@ class Batches(Iterator[T_co]):
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
         self._progress = Progress(course.epoch(place))
         self._progress.hands = self._hands
+        loader._waits = self._progress.waits
         self._watch = loader._watched(self, self._progress, world)
 
     def __next__(self) -> T_co:
@@ -51,14 +59,17 @@ class Batches(Iterator[T_co]):
         try:
             place, batch = next(self._delivered)
         except Exception as error:
+            self._drop_rest()
             self._end(error, failed(error))
             raise
         except BaseException:
+            self._drop_rest()
             self.close()
             raise
         if batch is END:
             self._end(None, ENDED)
             self._loader._finished(place, self._dropped)
+            self._tell_rest()
             raise StopIteration
         self._loader._delivered(place)
         self._progress.given()
@@ -70,11 +81,23 @@ class Batches(Iterator[T_co]):
         self._end(
             ClosedRunError("this pass was ended before its last batch, perhaps because another one of its loader began"), LEFT
         )
+        self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        """Let monitors report what they have not yet."""
+        if self._rest is not None:
+            self._rest()
+
+    def _drop_rest(self) -> None:
+        """An error is not reported as an end."""
+        if self._rest is not None:
+            self._rest.detach()
 
     def _end(self, after: Exception | None, how: str) -> None:
         if self.is_open:
             self.is_open, self._after = False, after
             self._progress.end(how)
+            self._progress.waits.ended(monotonic())
             self._loader._announce(False)
             if self._watch is not None:
                 self._watch.close()

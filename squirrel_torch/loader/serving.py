@@ -20,7 +20,9 @@ from squirrel_torch.execution.page import Page
 from squirrel_torch.execution.process import Luggage, seed_generators
 from squirrel_torch.loader.collating import collate_quickly
 from squirrel_torch.loader.line import Frame, Line, Order, read_orders
+from squirrel_torch.loader.notes import Notes
 from squirrel_torch.loader.slots import FIRST_BYTES, Slots
+from squirrel_torch.reporting import set_home
 
 __all__ = ["Place", "Serve", "serve_passes"]
 
@@ -76,17 +78,20 @@ def serve_passes(connection: Connection, _: Page, packed: Any, place: Place) -> 
     """
     shared = SharedMemory(FIRST_BYTES, recv_handle(connection))
     collate_quickly()
-    server = _Server(Line(connection), Slots(shared, place.most_bytes), place)
+    notes = Notes()
+    set_home(notes)
+    server = _Server(Line(connection), Slots(shared, place.most_bytes), place, notes)
     server.unpack(packed)
     while (order := server.next_order()) is not None:
         server.serve(order)
 
 
 class _Server:
-    def __init__(self, line: Line, slots: Slots, place: Place) -> None:
+    def __init__(self, line: Line, slots: Slots, place: Place, notes: Notes) -> None:
         self._line = line
         self._slots = slots
         self._place = place
+        self._notes = notes
         self._waiting: Order | None = None
         self._broken: Exception | None = None
         self._begun = False
@@ -118,6 +123,7 @@ class _Server:
     def serve(self, order: Order) -> None:
         """One pass, to its end or until something else is asked for."""
         self._slots.free_all()
+        self._notes.clear()
         try:
             ended = self._served(order)
         except Exception as error:  # noqa: BLE001  # raised where the batches are consumed
@@ -187,6 +193,8 @@ class _Server:
         self._say(Frame(Frame.SHARED, number, start, numbers, len(pickled), pickled if inline else b""))
 
     def _say(self, frame: Frame) -> None:
+        for note in self._notes.frames(frame.number):
+            self._line.post(note.to_bytes())
         self._line.post(frame.to_bytes())
         while self._line.busy and self._wanted:
             self._listen(None)

@@ -225,6 +225,9 @@ class StreamedCourse(Course[Place]):
             if self._pads:
                 batch = with_mask(batch, mask_of(real, self._size))
             yield Place(place.epoch, place.count, step, parts), batch
+        for worker in range(world.workers):
+            if hands.receive(worker) is not END:  # what they say behind their last batch has come with it
+                raise PipelineError(f"worker {worker} gave more batches than its streams have")
         yield Place(place.epoch, place.count, step, parts), END
 
     def over(self, place: Place) -> Place:

@@ -27,6 +27,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.loader.waits import Waits
 from squirrel_torch.sharding import can_gather
 
 __all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "failed"]
@@ -61,17 +62,20 @@ class Progress:
         self.inside = False
         self.ending = ""
         self.since = monotonic()
+        self.waits = Waits(self.since)
         self.thread = threading.get_ident()
         self.hands: Any = None
 
     def asked(self) -> None:
         """A batch was asked for."""
         self.since, self.inside = monotonic(), True
+        self.waits.asked(self.since)
 
     def given(self) -> None:
         """It was given."""
         self.step += 1
         self.since, self.inside = monotonic(), False
+        self.waits.given(self.since)
 
     def end(self, how: str) -> None:
         """It has ended, and how, in words."""

@@ -13,10 +13,12 @@ import numpy as np
 from squirrel_torch.errors import PipelineError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout
+from squirrel_torch.iterstream.monitors import monitors_of
 from squirrel_torch.iterstream.planned import Numbered, Planned
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.iterstream.stages import Batched, ZipIndex
+from squirrel_torch.loader.reports import gathered
 from squirrel_torch.plan import Deal
 from squirrel_torch.storage import Ids
 
@@ -42,9 +44,12 @@ class Serve:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self.monitors = [monitor for monitor in monitors_of(layout.links) if monitor.measures]
+        """Those of the chain that have something to tell."""
 
     def __call__(self, work: Work, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
-        return work.batches(self._layout, worker, count)
+        batches = work.batches(self._layout, worker, count)
+        return gathered(batches, self.monitors, count) if self.monitors else batches
 
 
 class Nothing:

@@ -19,6 +19,7 @@ from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import PATIENCE, Page
 from squirrel_torch.execution.process import Luggage, OwnProcess
 from squirrel_torch.loader.line import TAKEN, Frame, Line, Order, read_frame
+from squirrel_torch.loader.notes import Handlers, handle
 from squirrel_torch.loader.serving import Place, serve_passes
 from squirrel_torch.loader.slots import FIRST_BYTES
 
@@ -72,9 +73,11 @@ class Opener:
 class Worker:
     """One worker: its process, what it has said, and what became of its pass."""
 
-    def __init__(self, opener: Opener, place: Place) -> None:
+    def __init__(self, opener: Opener, place: Place, handlers: Handlers) -> None:
         self._opener = opener
         self._place = place
+        self._handlers = handlers
+        self._notes: deque[Frame] = deque()
         self._number = 0
         self._frames: deque[Frame] = deque()
         self._last: Exception | End | None = None  # what comes after the frames
@@ -88,6 +91,7 @@ class Worker:
     def start(self, order: Order) -> None:
         """Begin a pass."""
         self._frames.clear()
+        self._notes.clear()
         self._last = None
         self._number = order.number
         if not self._dead and (self._line.closed or not self.process.is_alive()):
@@ -133,6 +137,8 @@ class Worker:
                 self._sort_in(frame)
         if self._line.closed and self._last is None:
             self._last = self._died()
+        while self._notes:  # a handler may raise: all else is in order then
+            handle(self._handlers, self._place.worker, self._notes.popleft().body)
         return heard
 
     def _sort_in(self, frame: Frame) -> None:
@@ -140,6 +146,8 @@ class Worker:
             self._last = END
         elif frame.kind == Frame.ERROR:
             self._last = pickle.loads(frame.body)  # noqa: S301  # from a process of ours
+        elif frame.kind == Frame.NOTE:
+            self._notes.append(frame)
         else:
             self._frames.append(frame)
 

@@ -18,6 +18,7 @@ from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.execution.page import PATIENCE
 from squirrel_torch.execution.process import portable_bytes
 from squirrel_torch.loader.line import Order
+from squirrel_torch.loader.notes import Handlers
 from squirrel_torch.loader.serving import Place, Serve
 from squirrel_torch.loader.worker import END, OURS, End, Opener, Worker
 
@@ -77,12 +78,14 @@ class Workers:
         self._passes = 0
         opener = Opener((serve, dataset, worker_init_fn), start_method)
         self._workers: list[Worker] = []
+        self.handlers: Handlers = {}
+        """What is called with the notes of workers (see `notes.py`), by their kinds. Filled and emptied at any time."""
         self.waits_for: int | None = None
         """The worker that a batch was asked of last."""
         self._finalizer = weakref.finalize(self, _close, self._workers, os.getpid())
         try:
             for worker in range(count):
-                self._workers.append(Worker(opener, Place(worker, count, prefetch, most_bytes)))
+                self._workers.append(Worker(opener, Place(worker, count, prefetch, most_bytes), self.handlers))
         except BaseException:
             self.close()
             raise
@@ -129,7 +132,8 @@ class Workers:
             PipelineError: If no pass was started.
             StageTimeout: If it gives nothing for `timeout` seconds.
             WorkerDiedError: If it has died; batches that it had handed over come first.
-            Exception: Whatever the worker raised, after the batches before, as often as it is asked.
+            Exception: Whatever the worker raised, after the batches before, as often as it is asked. Whatever a handler of
+                notes raises, once.
         """
         self._check_open()
         if not self._passes:

@@ -1,6 +1,7 @@
 """What each stage gives, and what it refuses."""
 
 import copy
+import itertools
 import random
 import threading
 import time
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squirrel_torch import IterableSource, MetricsConf, MissingDependencyError, Stage
+from squirrel_torch import (
+    IterableSamplerSource,
+    IterableSource,
+    MetricsConf,
+    MissingDependencyError,
+    Multiplexer,
+    MultiplexingStrategy,
+    Stage,
+)
 from squirrel_torch.iterstream import base
+from squirrel_torch.iterstream.monitors import monitors_of
 from squirrel_torch.seeding import DEFAULT_SEED
 
 
@@ -451,13 +461,49 @@ class TestWatching:
         IterableSource([1]).monitor(lambda metrics, step: seen.append(step), step=7).join()
         assert seen == [7]
 
+    @pytest.mark.parametrize(("items", "counts"), [(30, [10, 10, 10]), (31, [10, 10, 10, 1]), (9, [9])])
+    def test_every_so_many_items(self, items, counts):
+        seen, reported = [0], []
+        chain = IterableSource(range(items)).map(lambda x: seen.__setitem__(0, seen[0] + 1))
+        chain.monitor(lambda report: reported.append(seen[0]), every_items=10, window_size=3, every=60).join()
+        assert [after - before for before, after in itertools.pairwise([0, *reported])] == counts
+
+    def test_monitors_with_one_callback_are_told_apart(self):
+        reports = {}
+        chain = IterableSource(range(9)).monitor(reports.update).map(str).monitor(reports.update, "raw ")
+        chain.monitor(reports.update).monitor(reports.update).monitor(reports.update, prefix="raw ").join()
+        assert list(reports) == [
+            f"{prefix}{name}"
+            for prefix in ("", "raw ", "monitor 2 ", "monitor 3 ", "raw monitor 2 ")  # they end in this order
+            for name in ("IOPS number/s", "throughput MB/s")
+        ]
+
+    def test_monitors_with_other_callbacks_keep_their_names(self):
+        first, second, reports = [], [], {}
+        chain = IterableSource(range(9)).monitor(first.append, "p ").monitor(second.append, "p ")
+        chain.monitor(lambda report: reports.update(report), "p ").join()
+        assert first[0].keys() == second[0].keys() == reports.keys() == {"p IOPS number/s", "p throughput MB/s"}
+
+    def test_monitors_in_the_streams_of_a_mix_are_told_apart(self):
+        reports = {}
+        branch = IterableSource(range(9)).monitor(reports.update)
+        inner = IterableSamplerSource([branch, IterableSource(range(9)).monitor(reports.update, "b ")])
+        mix = Multiplexer([branch.map(str), inner, branch], MultiplexingStrategy.ROUND_ROBIN)
+        assert len(mix.monitor(reports.update).collect()) == 36
+        prefixes = ("", "b ", "monitor 2 ", "monitor 3 ", "monitor 4 ")
+        assert set(reports) == {f"{prefix}{name}" for prefix in prefixes for name in ("IOPS number/s", "throughput MB/s")}
+        assert [stage.prefix for stage in monitors_of(inner._links())] == ["", "b "], "what was mixed is as it was"
+
     def test_an_error_is_not_reported_as_an_end(self):
         reports = []
         with pytest.raises(ZeroDivisionError):
             IterableSource([1, 0]).map(lambda x: 1 // x).monitor(reports.append).join()
         assert reports == []
 
-    @pytest.mark.parametrize(("arguments", "name"), [({"window_size": 0}, "window_size"), ({"every": -1}, "every")])
+    @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [({"window_size": 0}, "window_size"), ({"every": -1}, "every"), ({"every_items": 0}, "every_items")],
+    )
     def test_wrong_arguments(self, arguments, name):
         with pytest.raises(ValueError, match=f"{name} must be at least"):
             IterableSource([1]).monitor(print, **arguments)

@@ -18,6 +18,7 @@ from squirrel_torch import (
     StageReport,
     Written,
 )
+from squirrel_torch.integrations.sinks.csv import CSVSink
 from squirrel_torch.iterstream.torch_composables import SplitByRank, TorchIterable
 
 
@@ -60,6 +61,9 @@ assert_type(source, IterableSource[int])
 assert_type(source.map(half), Composable[float])
 assert_type(source.map(lambda x: str(x)), Composable[str])
 assert_type(source.map(scaled, factor=2.0), Composable[float])
+assert_type(source.monitor("wandb", every_items=1000, ranks="each"), Composable[int])
+assert_type(source.monitor(CSVSink("figures.csv"), "raw "), Composable[int])
+assert_type(source.monitor(print, step=3), Composable[int])
 assert_type(source.async_map(half, buffer=10, max_workers=2), Composable[float])
 assert_type(source.async_map(lambda x: x * 2), Composable[int])
 assert_type(source.async_map(fetch, buffer="auto", timeout=1.0, on_error="skip"), Composable[bytes])

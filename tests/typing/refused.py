@@ -17,6 +17,8 @@ source.async_map(abs, on_error="ignore")  # refused: neither "raise" nor "skip"
 source.async_map(abs, on_error=length)  # refused: not a function of an error and an item
 source.async_map(abs, max_failures=0.1)  # refused: neither a count nor a Fraction
 source.async_map(abs, executor=3)  # refused: not an executor
+source.monitor(3)  # refused: neither a callback nor a sink
+source.monitor(print, ranks="all")  # refused: neither "first" nor "each"
 source.filter(length)  # refused: a predicate of other items
 source.map(str).map(lambda text: text.nothing)  # refused: an attribute that items don't have
 source.batched("3")  # refused: a batch size that is no number

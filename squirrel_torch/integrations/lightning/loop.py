@@ -50,6 +50,18 @@ class TrainingLoop:
         return self._loop._data_fetcher is not None
 
     @property
+    def loaders(self) -> list[StreamLoader[Any]]:
+        """Those of the training that are streams."""
+        combined = self._loop._combined_loader
+        flat = [] if combined is None else combined.flattened
+        return [loader for loader in flat if isinstance(loader, StreamLoader)]
+
+    @property
+    def logged_step(self) -> int:
+        """The step under which the Trainer logs what belongs to this batch."""
+        return int(self._loop.epoch_loop._batches_that_stepped)
+
+    @property
     def held(self) -> int:
         """How many batches it has taken and not trained on: fetched ahead, or being trained on when an error came."""
         if not self.goes_on:

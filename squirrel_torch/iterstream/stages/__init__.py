@@ -8,7 +8,7 @@ from squirrel_torch.iterstream.stages.pipe import Piped, ZipIndex
 from squirrel_torch.iterstream.stages.select import Filter, Skip, Take
 from squirrel_torch.iterstream.stages.shuffle import Shuffled
 from squirrel_torch.iterstream.stages.split import AutoSplit, RankSplit, SplitStage, WorkerSplit
-from squirrel_torch.iterstream.stages.watch import Monitored, Tqdm
+from squirrel_torch.iterstream.stages.watch import Monitored, Ranks, Tqdm
 
 __all__ = [
     "AsyncMap",
@@ -24,6 +24,7 @@ __all__ = [
     "NumbaMap",
     "Piped",
     "RankSplit",
+    "Ranks",
     "Shuffled",
     "Skip",
     "Sliding",

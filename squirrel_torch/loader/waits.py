@@ -1,0 +1,71 @@
+"""How long whoever takes the batches of a pass has waited for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import monotonic
+
+__all__ = ["Waited", "Waits"]
+
+
+@dataclass(frozen=True)
+class Waited:
+    """Where the time of a pass has gone, as the thread sees it that takes its batches.
+
+    Args:
+        waiting: Seconds in `next`, waiting for batches.
+        working: Seconds between, working on them.
+        batches: How many were given.
+        since: When the pass began, by `time.monotonic`. Another pass has another one.
+    """
+
+    waiting: float = 0.0
+    working: float = 0.0
+    batches: int = 0
+    since: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The share of the time that was waited, from 0 to 1."""
+        seconds = self.waiting + self.working
+        return self.waiting / seconds if seconds else 0.0
+
+
+class Waits:
+    """Counts that, one stamp of `time.monotonic` for each step in or out; another thread may look."""
+
+    __slots__ = ("_batches", "_began", "_inside", "_over", "_since", "_waiting", "_working")
+
+    def __init__(self, now: float) -> None:
+        self._began = self._since = now
+        self._waiting = self._working = 0.0
+        self._batches = 0
+        self._inside = self._over = False
+
+    def asked(self, now: float) -> None:
+        """A batch was asked for."""
+        self._working += now - self._since
+        self._since, self._inside = now, True
+
+    def given(self, now: float) -> None:
+        """It was given."""
+        self._waiting += now - self._since
+        self._since, self._inside = now, False
+        self._batches += 1
+
+    def ended(self, now: float) -> None:
+        """There are no more."""
+        if not self._over:
+            if self._inside:
+                self._waiting += now - self._since
+            else:
+                self._working += now - self._since
+            self._over = True
+
+    def read(self) -> Waited:
+        """The figures until now, or until the end of the pass."""
+        running = 0.0 if self._over else monotonic() - self._since
+        inside = self._inside
+        waiting = self._waiting + (running if inside else 0.0)
+        working = self._working + (0.0 if inside else running)
+        return Waited(waiting, working, self._batches, self._began)
