@@ -2,6 +2,7 @@
 
 from squirrel_torch.plan.deal import Deal, Tail
 from squirrel_torch.plan.drawing import Drawn, Sampled
+from squirrel_torch.plan.gaps import Gaps
 from squirrel_torch.plan.mixing import Branch, InTurn, Mixed
 from squirrel_torch.plan.order import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken
 from squirrel_torch.plan.permutation import Key, permutation_key, permute
@@ -13,6 +14,7 @@ __all__ = [
     "Branch",
     "Deal",
     "Drawn",
+    "Gaps",
     "InTurn",
     "Key",
     "Looped",
