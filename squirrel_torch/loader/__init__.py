@@ -2,7 +2,8 @@
 
 from squirrel_torch.loader.loader import StreamLoader
 from squirrel_torch.loader.padding import Padded, unpadded
+from squirrel_torch.loader.provenance import Origin
 from squirrel_torch.loader.serving import Serve
 from squirrel_torch.loader.workers import END, End, Workers
 
-__all__ = ["END", "End", "Padded", "Serve", "StreamLoader", "Workers", "unpadded"]
+__all__ = ["END", "End", "Origin", "Padded", "Serve", "StreamLoader", "Workers", "unpadded"]

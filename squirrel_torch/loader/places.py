@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, Final, get_args
 
 from squirrel_torch.errors import StateError
-from squirrel_torch.plan import Deal, Gaps, Tail
+from squirrel_torch.plan import NO_GAPS, Deal, Gaps, Tail
 from squirrel_torch.plan.state import LEFT_OUT, whole
 
 __all__ = ["Place", "Stretch", "place_told", "told_of"]
@@ -68,7 +68,7 @@ class Place:
     epoch: int = 0
     position: int = 0
     step: int = 0
-    gaps: Gaps = Gaps()
+    gaps: Gaps = NO_GAPS
     deals: tuple[Stretch, ...] = ()
 
     def dealt_by(self, deal: Deal) -> tuple[Stretch, ...]:
@@ -127,7 +127,9 @@ def _deals_told(parts: object) -> tuple[Stretch, ...]:
         *numbers, tail, keep = values
         counted = all(type(number) is int and number >= least for number, least in zip(numbers, (0, 0, 1, 1), strict=True))
         if not counted or tail not in get_args(Tail) or type(keep) is not bool:
-            raise StateError(f"{_DEALS} in the state must hold [step, start, ranks, batch, tail, keep_partial], got {values!r:.80}")
+            raise StateError(
+                f"{_DEALS} in the state must hold [step, start, ranks, batch, tail, keep_partial], got {values!r:.80}"
+            )
         stretches.append(Stretch(*values))
     return tuple(stretches)
 

@@ -73,8 +73,8 @@ class PlannedCourse(Course[Place]):
         if stretch is None:
             known = place.deals[0].step if place.deals else place.step
             raise StateError(
-                f"the state that was loaded does not tell how the steps before {known} of epoch {place.epoch} were dealt, as an "
-                "earlier version saved it: take a loader that begins the epoch, with as many ranks and the batch size of then"
+                f"the state that was loaded is of an earlier version, and does not tell how the steps before {known} of epoch "
+                f"{place.epoch} were dealt: take a loader that begins the epoch, with as many ranks and the batch size of then"
             )
         return stretch.deal(self.planned(place.epoch).order.length, place.gaps), step - stretch.step
 
@@ -116,7 +116,10 @@ class PlannedCourse(Course[Place]):
                 raise PipelineError(f"worker {worker} gave more batches than were planned")
         # Where all ranks are when they are through: one may have made a step less.
         most = deal.most_steps or 0
-        yield replace(place, position=deal.after(most), step=place.step + (steps or 0), deals=deals if most else place.deals), END
+        yield (
+            replace(place, position=deal.after(most), step=place.step + (steps or 0), deals=deals if most else place.deals),
+            END,
+        )
 
     def content(self, place: Place, world: World) -> dict[str, Any]:
         return told_of(place)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from squirrel_torch.checks import require_at_least, require_int
-from squirrel_torch.plan.gaps import Gaps
+from squirrel_torch.plan.gaps import NO_GAPS, Gaps
 
 __all__ = ["Deal", "Tail"]
 
@@ -40,7 +40,7 @@ class Deal:
     batch: int = 1
     tail: Tail = "exact"
     keep_partial: bool = False
-    gaps: Gaps = Gaps()
+    gaps: Gaps = NO_GAPS
 
     def __post_init__(self) -> None:
         require_at_least("ranks", self.ranks, 1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from squirrel_torch.checks import require_at_least
 
-__all__ = ["Gaps"]
+__all__ = ["NO_GAPS", "Gaps"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -75,3 +76,7 @@ class Gaps:
         """How many positions are left out at or behind a place."""
         starts, before = self._places
         return int(before[-1] - before[np.searchsorted(starts, place, side="left")])
+
+
+NO_GAPS: Final = Gaps()
+"""Nothing is left out."""
