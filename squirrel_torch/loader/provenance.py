@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ class Origin(Located):
         key: Its key in the store, or the text that the source gives; None where there is none, or it would have to be read.
         stream: Which stream of a mix it is of, from 0, and of a mix in that one, and so on; empty without mixes.
         position: Its position in the order of the epoch, from 0: what `zip_index` gives.
-        sample: Its number among all samples of the chain, from 0: what random numbers of callbacks behind the source go by. It is `row`, but
+        sample: Its number among all samples of the chain, from 0, by which callbacks get their random numbers. It is `row`, but
             for mixes, where those of a stream are counted on from those of the stream before it, and for selections.
         padding: Whether it only fills up the batch, as `tail="pad"` has it.
     """
@@ -80,10 +81,9 @@ class _Dealt(NamedTuple):
 
     def batch(self, layout: Layout) -> Any:
         """The batch, made now."""
-        steps = self.deal.steps(self.rank)
         work = PlannedWork(self.epoch, self.deal, self.rank)
-        # As the worker of this number, of as many as there are steps, would make it: it has no other step to make.
-        ((_, batch),) = work.batches(layout, self.step, self.step + 1 if steps is None else steps)
+        # As the worker of this number would make it, of so many that none has a second step to make.
+        ((_, batch),) = work.batches(layout, self.step, sys.maxsize)
         return with_mask(batch, torch.from_numpy(self.deal.real(self.rank, self.step))) if self.deal.tail == "pad" else batch
 
 
