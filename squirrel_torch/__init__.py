@@ -16,6 +16,7 @@ from squirrel_torch.errors import (
     ExhaustedSourceError,
     FingerprintMismatch,
     MissingDependencyError,
+    NotPlannedError,
     PipelineError,
     PyTorchSplittingException,
     ReplayMismatch,
@@ -46,7 +47,7 @@ from squirrel_torch.iterstream import (
     StageReport,
     TorchIterable,
 )
-from squirrel_torch.loader import Padded, StreamLoader, unpadded
+from squirrel_torch.loader import Origin, Padded, StreamLoader, unpadded
 from squirrel_torch.metrics import MetricsConf
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage import FilesystemStore, MemoryStore, ShardStore, Store, Written
@@ -72,6 +73,8 @@ __all__ = [
     "MissingDependencyError",
     "Multiplexer",
     "MultiplexingStrategy",
+    "NotPlannedError",
+    "Origin",
     "Padded",
     "PipelineError",
     "PyTorchSplittingException",

@@ -5,6 +5,7 @@
     |   |-- ShardingError          a needed split is missing or done twice, or the rank can't be read
     |   |-- ExhaustedSourceError   a one-shot source was asked for a second pass
     |   |-- ClosedRunError         a run was asked for more after it had been closed
+    |   |-- NotPlannedError        something was asked that only a chain can tell whose order is arithmetic
     |   |-- StageTimeout           a callback has not returned within its time (also a TimeoutError)
     |   |-- WorkerDiedError        a callback took two processes with it, or no process could be started
     |   |-- ExecutorLostError      an executor or scheduler that was given is gone, or can't be used in this process
@@ -32,6 +33,7 @@ __all__ = [
     "ExhaustedSourceError",
     "FingerprintMismatch",
     "MissingDependencyError",
+    "NotPlannedError",
     "PipelineError",
     "PyTorchSplittingException",
     "ReplayMismatch",
@@ -66,6 +68,10 @@ class ExhaustedSourceError(PipelineError):
 
 class ClosedRunError(PipelineError):
     """A run was asked for more items after it had been closed or interrupted."""
+
+
+class NotPlannedError(PipelineError):
+    """Something was asked that only a chain can tell whose order is arithmetic; the message says what to change."""
 
 
 class StageTimeout(PipelineError, TimeoutError):  # noqa: N818  # the name that the field has for it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any, ClassVar, Final, NamedTuple
@@ -37,7 +37,7 @@ from squirrel_torch.plan import (
 )
 from squirrel_torch.seeding import DEFAULT_SEED, Seed
 from squirrel_torch.sharding import WHOLE, Shard
-from squirrel_torch.storage import Ids, Rows
+from squirrel_torch.storage import Ids, Located, Rows
 
 __all__ = ["Numbered", "Planned", "is_opaque", "planned_prefix", "position_blocks", "seed_before"]
 
@@ -66,6 +66,11 @@ class Planned:
     rows: Rows
     ordering: tuple[Composable[Any], ...]
     data: tuple[Composable[Any], ...] = ()
+
+    def locate(self, numbers: Ids) -> list[Located]:
+        """Where the items of some numbers lie. A source without a name is told as the chain describes it."""
+        name = self.ordering[0]._describe()
+        return [one if one.source else replace(one, source=name) for one in self.rows.locate(numbers)]
 
     def open(
         self, links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, numbers: Iterator[Ids]
@@ -130,6 +135,16 @@ class MixedRows(Rows):
             for item in streams[index]:
                 yield item
                 break
+
+    def locate(self, ids: Ids) -> list[Located]:
+        streams = np.searchsorted(self._starts, ids, side="right") - 1
+        found: list[Located | None] = [None] * len(ids)
+        for stream in np.unique(streams).tolist():
+            own = np.flatnonzero(streams == stream)
+            located = self._branches[stream].planned.locate(ids[own] - self._starts[stream])
+            for place, one in zip(own.tolist(), located, strict=True):
+                found[place] = replace(one, stream=(stream, *one.stream))
+        return [one for one in found if one is not None]
 
     def fingerprint(self) -> dict[str, Any]:
         parts = [branch.planned.rows.fingerprint() for branch in self._branches]

@@ -2,8 +2,9 @@
 
 from squirrel_torch.loader.loader import StreamLoader
 from squirrel_torch.loader.padding import Padded, unpadded
+from squirrel_torch.loader.provenance import Origin
 from squirrel_torch.loader.serving import Serve
 from squirrel_torch.loader.waits import Waited
 from squirrel_torch.loader.workers import END, End, Workers
 
-__all__ = ["END", "End", "Padded", "Serve", "StreamLoader", "Waited", "Workers", "unpadded"]
+__all__ = ["END", "End", "Origin", "Padded", "Serve", "StreamLoader", "Waited", "Workers", "unpadded"]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.context import BaseContext
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -24,6 +25,7 @@ from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.passing import Batches
+from squirrel_torch.loader.provenance import Epochs, Traced, say_left_out
 from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
 from squirrel_torch.loader.waits import Waited, Waits
@@ -44,7 +46,7 @@ _REMEMBERED: Final = 1024
 """Places behind earlier batches, for a trainer that takes batches and works on them later."""
 
 
-class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
+class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
     """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
 
     `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
@@ -163,6 +165,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self._resumed: Any = None
         self._place: Any = None
         self._earlier: deque[tuple[Any, World]] = deque(maxlen=_REMEMBERED)
+        self._epochs = Epochs()
         self._has_ended = False
         self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
@@ -176,6 +179,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is closed."""
         self._leave()
         world = self._world()
+        self._epochs.note(self._place, self._place_world)
         self._place, self._place_world, self._has_ended = self._begin(world), world, False
         batches = Batches(self, self._place, world)
         self._pass = ref(batches)
@@ -184,9 +188,14 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
 
     def _leave(self) -> None:
         """End the pass that goes on."""
-        batches = None if self._pass is None else self._pass()
+        batches = self._open_pass()
         if batches is not None:
             batches.close()
+
+    def _open_pass(self) -> Batches[T_co] | None:
+        """The pass that goes on, if one does."""
+        batches = None if self._pass is None else self._pass()
+        return batches if batches is not None and batches.is_open else None
 
     @property
     def _group(self) -> Any:
@@ -238,6 +247,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
     def _finished(self, place: Any, dropped: int) -> None:
         # Not the next epoch yet: other ranks may have a batch left of this one.
         self._place, self._resumed, self._has_ended = place, None, True
+        self._epochs.note(place, self._place_world)
         epoch = self._course.epoch(place)
         self._next_epoch = epoch + 1
         if dropped:
@@ -250,10 +260,9 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         """
         require_epoch(epoch)
         if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
+            say_left_out(self._resumed, f"set_epoch({epoch}) leaves that epoch")
             self._resumed = None
-        batches = None if self._pass is None else self._pass()
-        goes_on = batches is not None and batches.is_open
-        if not goes_on and self._place is not None and self._course.epoch(self._place) != epoch:
+        if self._open_pass() is None and self._place is not None and self._course.epoch(self._place) != epoch:
             self._forget()
         self._next_epoch = epoch
 
@@ -265,6 +274,7 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         self.set_epoch(epoch)
 
     def _forget(self) -> None:
+        self._epochs.note(self._place, self._place_world)
         self._place = None
         self._earlier.clear()
 
@@ -312,13 +322,34 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
 
     def batches_of_epoch(self, epoch: int) -> int | None:
         """How many batches this rank gets of an epoch, or has got and gets if it is the one that goes on; None if not known."""
-        place, world = self._now()
-        if self._course.epoch(place) != epoch:
-            place = self._course.fresh(epoch, world)
         try:
-            return self._course.batches(place, world)
+            return self._course.batches(*self._place_of(epoch))
         except TypeError:
             return None
+
+    def _place_of(self, epoch: int | None) -> tuple[Any, World]:
+        place, world = self._now()
+        if epoch is None or self._course.epoch(place) == epoch:
+            return place, world
+        return self._epochs[epoch] or (self._course.fresh(epoch, world), world)
+
+    def _next(self) -> tuple[Any, World, Any]:
+        place, world = self._now()
+        return place, world, self._begin(world) if self._open_pass() is None else place
+
+    def _go_on_from(self, place: Any) -> None:
+        batches = self._open_pass()
+        if batches is None or self._resumed is not None or place.step == 0:
+            self._resumed = place  # nothing of that pass has been given yet
+        if batches is None:
+            self._forget()
+            return
+        earlier = ((replace(one, gaps=place.gaps) if one.epoch == place.epoch else one, world) for one, world in self._earlier)
+        self._place, self._earlier = place, deque(earlier, maxlen=_REMEMBERED)
+        batches.go_on_from(place)
+
+    def _chain(self) -> Composable[T_co]:
+        return self.pipeline.chain
 
     def _is_at_end(self) -> bool:
         return self._place is not None and self._course.is_over(self._place, self._place_world)
@@ -382,7 +413,10 @@ class StreamLoader(TakenByAccelerate, DataLoader[T_co]):
         resumed = self._course.load([unseal(one) for one in states])
         self._leave()
         self._forget()
+        self._epochs.forget_from(self._course.epoch(resumed))
+        self._epochs.note(resumed, self._world())
         self._resumed = resumed
+        say_left_out(resumed, "the state has it, and they are")
 
     def _ranks(self) -> int | None:
         dataset: TorchIterable[T_co] = self.dataset  # type: ignore[assignment]  # given in __init__

@@ -42,15 +42,21 @@ class Batches(Iterator[T_co]):
         self._keeps = loader.persistent_workers
         self.is_open = True
         self._after: Exception | None = None  # None: it came to its end
+        self._world = world
+        self.go_on_from(place)
+        self._progress = Progress(course.epoch(place))
+        self._progress.hands = self._hands
+        loader._waits = self._progress.waits
+        self._watch = loader._watched(self, self._progress, world)
+
+    def go_on_from(self, place: Any) -> None:
+        """Give what comes behind `place` from now on. What has been made ahead of it is dropped."""
+        loader, course, world = self._loader, self._loader._course, self._world
         self._dropped = course.dropped(place, world)
         made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
         delivered = loader._evened(made, place, world)
         device = loader.device
         self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
-        self._progress = Progress(course.epoch(place))
-        self._progress.hands = self._hands
-        loader._waits = self._progress.waits
-        self._watch = loader._watched(self, self._progress, world)
 
     def __next__(self) -> T_co:
         if not self.is_open:

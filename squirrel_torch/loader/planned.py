@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -14,27 +14,12 @@ from squirrel_torch.iterstream.layout import Layout, signature
 from squirrel_torch.iterstream.planned import Planned
 from squirrel_torch.loader.course import END, Course, Hands, World
 from squirrel_torch.loader.padding import with_mask
+from squirrel_torch.loader.places import Place, place_told, told_of
 from squirrel_torch.loader.work import PlannedWork
 from squirrel_torch.plan import Deal, Tail
-from squirrel_torch.plan.state import whole
 from squirrel_torch.storage import Rows
 
 __all__ = ["Place", "PlannedCourse"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A place in a planned stream.
-
-    Args:
-        epoch: Which epoch, from 0.
-        position: How many positions of its order have been delivered, on all ranks together.
-        step: How many batches of the epoch each rank has got.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    step: int = 0
 
 
 class PlannedCourse(Course[Place]):
@@ -73,7 +58,25 @@ class PlannedCourse(Course[Place]):
             1 if batch is None else batch.size,
             self._tail,
             keep_partial=batch is None or not batch.drop_last,
+            gaps=place.gaps,
         )
+
+    def dealt(self, place: Place, world: World, step: int) -> tuple[Deal, int]:
+        """The deal to which a step of the epoch belongs, before or behind `place`, and which of its steps that is.
+
+        Raises:
+            StateError: If it is not known how the step was dealt.
+        """
+        if step >= place.step and not (place.deals and self.is_over(place, world)):
+            return self.deal(place, world), step - place.step
+        stretch = place.stretch_of(step)
+        if stretch is None:
+            known = place.deals[0].step if place.deals else place.step
+            raise StateError(
+                f"the state that was loaded is of an earlier version, and does not tell how the steps before {known} of epoch "
+                f"{place.epoch} were dealt: take a loader that begins the epoch, with as many ranks and the batch size of then"
+            )
+        return stretch.deal(self.planned(place.epoch).order.length, place.gaps), step - stretch.step
 
     def fresh(self, epoch: int, world: World) -> Place:
         return Place(epoch)
@@ -99,6 +102,7 @@ class PlannedCourse(Course[Place]):
         hands.start(PlannedWork(place.epoch, deal, rank), seeds)
         steps = deal.steps(rank)
         pads = self._tail == "pad"
+        deals = place.dealt_by(deal)
         for step in count() if steps is None else range(steps):
             received = hands.receive(step % world.workers)
             if received is END or received[0] != step:
@@ -106,26 +110,25 @@ class PlannedCourse(Course[Place]):
             batch = received[1]
             if pads:
                 batch = with_mask(batch, torch.from_numpy(deal.real(rank, step)))
-            yield Place(place.epoch, deal.after(step + 1), place.step + step + 1), batch
+            yield Place(place.epoch, deal.after(step + 1), place.step + step + 1, place.gaps, deals), batch
         for worker in range(world.workers):
             if hands.receive(worker) is not END:
                 raise PipelineError(f"worker {worker} gave more batches than were planned")
         # Where all ranks are when they are through: one may have made a step less.
-        most = max((deal.steps(one) or 0 for one in range(world.rank.count)), default=0)
-        yield Place(place.epoch, deal.after(most), place.step + (steps or 0)), END
+        most = deal.most_steps or 0
+        yield (
+            replace(place, position=deal.after(most), step=place.step + (steps or 0), deals=deals if most else place.deals),
+            END,
+        )
 
     def content(self, place: Place, world: World) -> dict[str, Any]:
-        return {"epoch": place.epoch, "position": place.position, "step": place.step}
+        return told_of(place)
 
     def placed(self, contents: Sequence[Mapping[str, Any]]) -> Place:
-        places = {Place(*(whole(content, name) for name in ("epoch", "position", "step"))) for content in contents}
+        places = {place_told(content, lambda epoch: self.planned(epoch).order.length) for content in contents}
         if len(places) > 1:
             raise StateError(f"the states of the ranks are of different moments: {', '.join(map(str, places))}")
-        place = places.pop()
-        length = self.planned(place.epoch).order.length
-        if length is not None and place.position > length:
-            raise StateError(f"the state is at position {place.position} of an epoch that has {length}")
-        return place
+        return places.pop()
 
     def data(self) -> dict[str, Any]:
         if self._data is None:

@@ -2,17 +2,20 @@
 
 from squirrel_torch.plan.deal import Deal, Tail
 from squirrel_torch.plan.drawing import Drawn, Sampled
+from squirrel_torch.plan.gaps import NO_GAPS, Gaps
 from squirrel_torch.plan.mixing import Branch, InTurn, Mixed
 from squirrel_torch.plan.order import Applied, Looped, Order, Permuted, Skipped, Straight, Strided, Taken
 from squirrel_torch.plan.permutation import Key, permutation_key, permute
 from squirrel_torch.plan.windows import STREAMS, Windowed
 
 __all__ = [
+    "NO_GAPS",
     "STREAMS",
     "Applied",
     "Branch",
     "Deal",
     "Drawn",
+    "Gaps",
     "InTurn",
     "Key",
     "Looped",

@@ -11,9 +11,15 @@ from typing import Any, Final
 
 from squirrel_torch.errors import StateError
 
-__all__ = ["VERSION", "seal", "unseal", "whole"]
+__all__ = ["LEFT_OUT", "seal", "unseal", "whole"]
 
-VERSION: Final = 1
+LEFT_OUT: Final = "left_out"
+"""Where a state tells of positions that nobody is to get."""
+
+_PLAIN: Final = 1
+_WITH_GAPS: Final = 2
+"""The version of states with something under `LEFT_OUT`: whoever knows version 1 alone would deliver it."""
+
 _MARK: Final = "squirrel_torch"
 _CHECK: Final = "check"
 _MOST_BYTES: Final = 16 << 20
@@ -24,7 +30,7 @@ _SHOWN: Final = 80
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """A fresh copy of `content`, plain JSON types, marked and with its checksum."""
-    text = _text({_MARK: VERSION, **content})
+    text = _text({_MARK: _WITH_GAPS if content.get(LEFT_OUT) else _PLAIN, **content})
     state: dict[str, Any] = json.loads(text)
     state[_CHECK] = _sum(text)
     return state
@@ -40,9 +46,9 @@ def unseal(state: object) -> dict[str, Any]:
         raise StateError(f"a state must be the dict that state_dict() gave, got {type(state).__name__}: {_shown(state)}")
     if _MARK not in state or _CHECK not in state:
         raise StateError(f"this is no state of a squirrel_torch loader: it has the keys {_shown(list(state))}")
-    if type(state[_MARK]) is not int or state[_MARK] != VERSION:
+    if type(state[_MARK]) is not int or state[_MARK] not in (_PLAIN, _WITH_GAPS):
         raise StateError(
-            f"the state has version {_shown(state[_MARK])}, this is for version {VERSION}: "
+            f"the state has version {_shown(state[_MARK])}, this is for the versions {_PLAIN} and {_WITH_GAPS}: "
             "load it with the version of squirrel_torch that saved it"
         )
     _Limits().look(state, 0)

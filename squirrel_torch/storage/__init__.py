@@ -2,7 +2,7 @@
 
 from squirrel_torch.storage.filesystem import FilesystemStore
 from squirrel_torch.storage.memory import MemoryStore
-from squirrel_torch.storage.rows import Ids, KeyRows, ListRows, NumberedBlocks, RangeRows, Rows
+from squirrel_torch.storage.rows import Ids, KeyRows, ListRows, Located, NumberedBlocks, RangeRows, Rows
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards import ShardStore
 from squirrel_torch.storage.store import Group, Keys, PartOfRows, Readable, Store, Writing, Written, require_store, store_reader
@@ -14,6 +14,7 @@ __all__ = [
     "KeyRows",
     "Keys",
     "ListRows",
+    "Located",
     "MemoryStore",
     "NumberedBlocks",
     "PartOfRows",

@@ -127,6 +127,9 @@ class FilesystemStore(Store):
     def __len__(self) -> int:
         return sum(1 for _ in self._iterate_keys())
 
+    def _where(self) -> str:
+        return self.url
+
     def __repr__(self) -> str:
         return f"FilesystemStore({self.url!r}, format={self._codec.name!r})"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import compress, repeat
 from operator import length_hint
 from typing import Any, ClassVar
@@ -11,9 +12,30 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Ids", "KeyRows", "ListRows", "NumberedBlocks", "RangeRows", "Rows", "StoredRows"]
+__all__ = ["Ids", "KeyRows", "ListRows", "Located", "NumberedBlocks", "RangeRows", "Rows", "StoredRows"]
 
 Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a sample lies.
+
+    Args:
+        source: The URL or path of the store or the file, else the source in words.
+        row: Its number in the source, from 0: `store.row(row)`, `items[row]`.
+        shard: The file of the source that holds it, where there are several.
+        shard_row: Its number in that file, from 0.
+        key: Its key in the store, or the text that the source gives; None where there is none, or it would have to be read.
+        stream: Which stream of a mix it is of, from 0, and of a mix in that one, and so on; empty without mixes.
+    """
+
+    source: str
+    row: int
+    shard: str | None = None
+    shard_row: int | None = None
+    key: str | None = None
+    stream: tuple[int, ...] = ()
 
 
 class Rows(ABC):
@@ -51,6 +73,10 @@ class Rows(ABC):
 
         return (default_collate(list(self.fetch(ids))) for ids in batches)
 
+    def locate(self, ids: Ids) -> list[Located]:
+        """Where the samples of these numbers lie; nothing of them is read. A `source` without words is one that has no name."""
+        return [Located("", row) for row in ids.tolist()]
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Plain JSON values by which other samples are told from these, some 200 bytes; "rows" is how many there are."""
@@ -78,6 +104,14 @@ class ListRows(Rows):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def locate(self, ids: Ids) -> list[Located]:
+        # To ask anything else for an item may mean to make it.
+        texts = self._items if isinstance(self._items, list | tuple) else ()
+        return [
+            Located("", row, key=texts[row] if row < len(texts) and isinstance(texts[row], str) else None)
+            for row in ids.tolist()
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"rows": len(self)}
@@ -108,11 +142,16 @@ class KeyRows(ListRows):
 
     Args:
         keys: All of them.
+        name: Of the store.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[str], name: str = "") -> None:
         super().__init__(keys)
         self._keys = keys
+        self._name = name
+
+    def locate(self, ids: Ids) -> list[Located]:
+        return [Located(self._name, row, key=self._keys[row]) for row in ids.tolist()]
 
     def fingerprint(self) -> dict[str, Any]:
         import xxhash
@@ -129,10 +168,11 @@ class StoredRows(KeyRows):
     Args:
         get: Gives the sample under a key.
         keys: All of them.
+        name: Of the store.
     """
 
-    def __init__(self, get: Callable[[str], Any], keys: Sequence[str]) -> None:
-        super().__init__(keys)
+    def __init__(self, get: Callable[[str], Any], keys: Sequence[str], name: str = "") -> None:
+        super().__init__(keys, name)
         self._get = get
 
     @property

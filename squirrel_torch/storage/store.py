@@ -279,12 +279,16 @@ class Store(Readable):
         for key in shard.of(self.keys()):
             yield self.get(key)
 
+    def _where(self) -> str:
+        """Its URL or path, if it has one; else itself in words."""
+        return repr(self)
+
     def _by_number(self) -> Rows:
-        return StoredRows(self.get, list(self._iterate_keys()))
+        return StoredRows(self.get, list(self._iterate_keys()), self._where())
 
     def _keys_by_number(self) -> Rows:
         """The keys under their numbers, as they are now."""
-        return KeyRows(list(self._iterate_keys()))
+        return KeyRows(list(self._iterate_keys()), self._where())
 
     @staticmethod
     def _new_key() -> str:

@@ -158,6 +158,14 @@ class GroupReader(FileReader):
             kept = self._kept = (number, self._load(path, group))
         return self._pick(kept[1], row - (ends[number] - rows), path)
 
+    def place(self, row: int) -> tuple[str, int]:
+        """The file that holds a sample, and which of its samples that is."""
+        groups, ends = self._groups()
+        number = bisect_right(ends, row)
+        path, group, _ = groups[number]
+        before = number - group  # the first group of the file
+        return path, row - (ends[before - 1] if before else 0)
+
     def _by_number(self) -> numbered.Rows:
         return _GroupedRows(self)
 
@@ -176,6 +184,10 @@ class _GroupedRows(numbered.ListRows):
     def __init__(self, reader: GroupReader) -> None:
         super().__init__(reader)
         self._reader = reader
+
+    def locate(self, ids: numbered.Ids) -> list[numbered.Located]:
+        name = repr(self._reader)
+        return [numbered.Located(name, row, *self._reader.place(row)) for row in ids.tolist()]
 
     def fingerprint(self) -> dict[str, Any]:
         import xxhash

@@ -130,6 +130,11 @@ class ShardReader:
         self.rows = self._starts[-1]
 
     @property
+    def url(self) -> str:
+        """Where the dataset is."""
+        return self._files.path("")
+
+    @property
     def by_ranges(self) -> bool:
         """Whether shards are read by ranges, none of them as a whole."""
         return not self._files.is_local and self.options.cache is None

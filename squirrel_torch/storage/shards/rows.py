@@ -12,7 +12,7 @@ import xxhash
 
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE
-from squirrel_torch.storage.rows import Ids, Rows
+from squirrel_torch.storage.rows import Ids, Located, Rows
 from squirrel_torch.storage.shards.columns import NotCollatableError, Part, collate
 from squirrel_torch.storage.shards.manifest import Manifest
 from squirrel_torch.storage.shards.reading import Selection, ShardReader, spans_of
@@ -39,14 +39,18 @@ class _OfDataset(Rows):
         reader: Gives the reader of the process that it is called in.
         manifest: Of the dataset.
         earlier: Gives the manifest of another commit of the dataset.
+        url: Where the dataset is.
     """
 
-    def __init__(self, reader: Callable[[], ShardReader], manifest: Manifest, earlier: Callable[[int], Manifest]) -> None:
+    def __init__(
+        self, reader: Callable[[], ShardReader], manifest: Manifest, earlier: Callable[[int], Manifest], url: str
+    ) -> None:
         import pyarrow  # noqa: F401  # before workers are forked: each would import it for itself
 
         self._reader = reader
         self._manifest = manifest
         self._earlier = earlier
+        self._url = url
         self._rows = manifest.rows
 
     @property
@@ -56,6 +60,9 @@ class _OfDataset(Rows):
 
     def __len__(self) -> int:
         return self._rows
+
+    def locate(self, ids: Ids) -> list[Located]:
+        return _located(self._manifest, self._url, ids)
 
     def fingerprint(self) -> dict[str, Any]:
         manifest = self._manifest
@@ -109,6 +116,23 @@ class ShardRows(_OfDataset):
             begin += len(batch)
 
 
+def _located(manifest: Manifest, url: str, rows: Ids) -> list[Located]:
+    """Where rows of a dataset lie. No shard is opened: so no keys are told but those that are made of a name and a number."""
+    shards = manifest.shards
+    starts = np.concatenate([[0], np.cumsum([shard.rows for shard in shards], dtype=np.int64)])
+    places = np.searchsorted(starts, rows, side="right") - 1
+    found = []
+    for row, place, inside in zip(rows.tolist(), places.tolist(), (rows - starts[places]).tolist(), strict=True):
+        shard = shards[place]
+        found.append(Located(url, row, shard.name, inside, None if shard.keyed else _key(shard.name, inside)))
+    return found
+
+
+def _key(shard: str, row: int) -> str:
+    """The key of a row that was given none."""
+    return f"{shard.removesuffix('.arrow')}:{row}"
+
+
 def _rows(inside: Ids) -> Part:
     """Rows that ascend, as a slice if they are neighbours."""
     first, count = int(inside[0]), len(inside)
@@ -147,7 +171,7 @@ class ShardKeys(_OfDataset):
                 index, block, within = reader.place(row)
                 yield (reader.block(index, block).keys or ())[within]
             else:
-                yield f"{shards[place].name.removesuffix('.arrow')}:{number}"
+                yield _key(shards[place].name, number)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -177,6 +201,10 @@ class SelectedRows(Rows):
 
     def fetch(self, ids: Ids) -> Iterator[Any]:
         return Selection(self._reader, self._numbers[ids])._part(WHOLE)
+
+    def locate(self, ids: Ids) -> list[Located]:
+        reader = self._reader()
+        return _located(reader.manifest, reader.url, self._numbers[ids])
 
     def fingerprint(self) -> dict[str, Any]:
         chosen = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._numbers, "<i8").tobytes())

@@ -314,9 +314,9 @@ class ShardStore(Store):
     def _keys_by_number(self) -> ShardKeys:
         return ShardKeys(*self._as_it_is())
 
-    def _as_it_is(self) -> tuple[Callable[[], ShardReader], Manifest, Callable[[int], Manifest]]:
+    def _as_it_is(self) -> tuple[Callable[[], ShardReader], Manifest, Callable[[int], Manifest], str]:
         manifest = self._existing().manifest
-        return partial(self._reader_of, manifest), manifest, partial(numbered, self._files)
+        return partial(self._reader_of, manifest), manifest, partial(numbered, self._files), self.url
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
