@@ -226,9 +226,9 @@ class Flow:
     def _deliver(self, chunk: Chunk, outcome: Outcome) -> None:
         """Called by the place, in any thread: the chunk is back."""
         chunk.outcome = outcome
-        self.sizing.measured(outcome.count, outcome.seconds)
         ends = outcome.fatal is not None or (self._stops and outcome.failures)
         with self._lock:
+            self.sizing.measured(outcome.count, outcome.seconds)  # it is for one thread at a time
             self._outstanding -= 1
             self._stalled = self._stalled or outcome.fatal is not None
             if outcome.count < len(chunk.items) and not ends and not self._gate.closed:

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -655,3 +656,15 @@ def main():
 if __name__ == "__main__":
     main()
 """
+
+
+@pytest.mark.timeout(20)
+def test_results_of_many_threads_at_once():
+    # Threads take turns within what each of them learns from its chunk.
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(60):
+            assert IterableSource(range(3000)).async_map(lambda x: x, max_workers=8).collect() == list(range(3000))
+    finally:
+        sys.setswitchinterval(before)
