@@ -207,7 +207,7 @@ def resume(workers: bool, options: Options, resources: ExitStack) -> Table:
     def claims(times: Times) -> list[Claim]:
         own = [way.name for way in others if way.name.startswith(OURS)]
         found = [at_most(f"{name}: 90 % {{:.2f}} x 10 %", times.ratio(at(name, 90), at(name, 10)), 1.5) for name in own]
-        for name in own[:0] if workers else own[:2]:
+        for name in own[:0] if workers else own[:3]:
             found.append(at_most(f"{name}: {{:.2f}} x {BY_HAND} at 90 %", times.ratio(at(name, 90), at(BY_HAND, 90)), 2))
             found.append(Claim(f"{times.ratio(at(name, 90), at(BY_COLUMNS, 90)):.2f} x {BY_COLUMNS}"))
         return found

@@ -203,6 +203,7 @@ def ours(data: Data) -> list[Way]:
     return [
         Way(OURS, lambda: StreamLoader(plain(store())), note="checksums of all bytes of the shards are in the time"),
         Way(f"{OURS}, verify='block'", lambda: StreamLoader(plain(store(verify="block")))),
+        Way(f"{OURS}, verify='never'", lambda: StreamLoader(plain(store(verify="never"))), note="as by hand, and peers"),
         Way(f"{OURS}{WORKERS}", lambda: StreamLoader(plain(store()), **FORKED)),
         Way(f"{OURS}, a list", lambda: StreamLoader(plain(data.samples)), note="in memory"),
         Way(STREAMED, lambda: StreamLoader(streamed(store())), note="behind a filter"),
@@ -290,9 +291,9 @@ def peers(data: Data) -> list[Way]:
     buffered = f"StatefulDataLoader, HF IterableDataset.shuffle({BUFFER})"
     left_out = "what is in the buffer is not in the state"
     return [
-        Way(hf, lambda: stateful(hf_dataset(data.of(HF)), **shuffled), "torchdata", False, "map-style"),
-        Way(records, lambda: stateful(Records(data.of(GRAIN)), **shuffled), "torchdata", False, "map-style"),
-        Way(buffered, lambda: stateful(hf_streams(), batch_size=BATCH), "torchdata", False, left_out),
+        Way(hf, lambda: stateful(hf_dataset(data.of(HF)), **shuffled), HF.needs, False, "map-style"),
+        Way(records, lambda: stateful(Records(data.of(GRAIN)), **shuffled), GRAIN.needs, False, "map-style"),
+        Way(buffered, lambda: stateful(hf_streams(), batch_size=BATCH), HF.needs, False, left_out),
         Way("grain, MapDataset.shuffle", lambda: GrainLoader(data.of(GRAIN)), "grain", False, "array_record, no threads"),
         Way("litdata StreamingDataLoader", lambda: lit(0), "litdata", False),
         Way(f"litdata StreamingDataLoader{WORKERS}", lambda: lit(2), "litdata", False),
