@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -308,7 +309,10 @@ class TestClosing:
                     IterableSource(range(10**6)).map(lambda x: [x]).async_map(lambda x: [x], max_workers=4, chunksize=1)
                 )
                 next(holder.run)
+                last = weakref.ref(holder)
                 del holder
+                gc.collect()
+            while last() is not None:  # nothing is collected while another thread does so
                 gc.collect()
         finally:
             gc.set_threshold(*threshold)
