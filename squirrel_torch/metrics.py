@@ -1,5 +1,6 @@
 """The figures that `monitor` reports, how they are measured, and how large a sample is."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ __all__ = [
 
 MetricsType = dict[str, int | float]
 
+_REFUSED_BY_MLFLOW = re.compile(r"[^/\w.\- :]")
 _UNITS = {"bytes": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
@@ -68,6 +70,11 @@ def metrics_iops(count: float, duration: float) -> float:
 def metrics_throughput(size: float, duration: float, unit: str = "bytes") -> float:
     """Data per second: `size` bytes in `duration` seconds, in `unit` per second, rounded to 2 places."""
     return round(size / _bytes_in(unit) / duration, 2)
+
+
+def accepted_by_mlflow(text: str) -> str:
+    """A name, or a part of one, without the characters that MLflow refuses in names of metrics, such as parentheses."""
+    return _REFUSED_BY_MLFLOW.sub("", text)
 
 
 def size_of(item: Any) -> int:

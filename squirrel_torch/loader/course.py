@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from squirrel_torch.errors import FingerprintMismatch, StateError
+from squirrel_torch.errors import FingerprintMismatch, PipelineError, StateError
 from squirrel_torch.iterstream.layout import Layout, require_same_chain, signature
 from squirrel_torch.loader.work import Work
 from squirrel_torch.loader.workers import END
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
-__all__ = ["END", "Course", "Hands", "World"]
+__all__ = ["END", "Course", "Hands", "World", "require_end"]
 
 P = TypeVar("P")
 
@@ -43,6 +43,17 @@ class Hands(Protocol):
 
     def close(self) -> None:
         """End what goes on, for good."""
+
+
+def require_end(hands: Hands, world: World) -> None:
+    """Wait for the end of what each worker makes: what it says behind its last batch has come with that.
+
+    Raises:
+        PipelineError: If one gives another batch.
+    """
+    for worker in range(world.workers):
+        if hands.receive(worker) is not END:
+            raise PipelineError(f"worker {worker} gave more batches than it was to give")
 
 
 class Course(ABC, Generic[P]):

@@ -21,7 +21,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context, Step
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.tracking import Given, Tracked, check_state, track
-from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.course import END, Course, Hands, World, require_end
 from squirrel_torch.loader.filling import filled, mask_of, real_samples
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
@@ -187,9 +187,7 @@ class DealtCourse(Course[Place]):
             behind = place.position + (step + 1) * size
             now = Place(place.epoch, behind, place.step + step + 1, at, state, ended=state is None)
             yield now, with_mask(batch, mask_of(real, self._batch)) if self._pads else batch
-        for worker in range(world.workers):
-            if hands.receive(worker) is not END:  # what they say behind their last batch has come with it
-                raise PipelineError(f"worker {worker} gave a batch behind the last one")
+        require_end(hands, world)
         yield now._replace(ended=True), END
 
     def over(self, place: Place) -> Place:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
@@ -103,7 +102,6 @@ class Batches(Iterator[T_co]):
         if self.is_open:
             self.is_open, self._after = False, after
             self._progress.end(how)
-            self._progress.waits.ended(monotonic())
             self._loader._announce(False)
             if self._watch is not None:
                 self._watch.close()

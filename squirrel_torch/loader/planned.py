@@ -12,7 +12,7 @@ import torch
 from squirrel_torch.errors import PipelineError, StateError
 from squirrel_torch.iterstream.layout import Layout, signature
 from squirrel_torch.iterstream.planned import Planned
-from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.course import END, Course, Hands, World, require_end
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.places import Place, place_told, told_of
 from squirrel_torch.loader.work import PlannedWork
@@ -87,8 +87,7 @@ class PlannedCourse(Course[Place]):
     def is_over(self, place: Place, world: World) -> bool:
         if place.position == 0:
             return False
-        deal = self.deal(place, world)
-        return not any(deal.steps(rank) != 0 for rank in range(world.rank.count))
+        return self.deal(place, world).most_steps == 0
 
     def batches(self, place: Place, world: World) -> int | None:
         steps = self.deal(place, world).steps(world.rank.index)
@@ -111,9 +110,7 @@ class PlannedCourse(Course[Place]):
             if pads:
                 batch = with_mask(batch, torch.from_numpy(deal.real(rank, step)))
             yield Place(place.epoch, deal.after(step + 1), place.step + step + 1, place.gaps, deals), batch
-        for worker in range(world.workers):
-            if hands.receive(worker) is not END:
-                raise PipelineError(f"worker {worker} gave more batches than were planned")
+        require_end(hands, world)
         # Where all ranks are when they are through: one may have made a step less.
         most = deal.most_steps or 0
         yield (

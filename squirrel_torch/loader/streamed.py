@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import AutoSplit, Batched, Shuffled
 from squirrel_torch.iterstream.torch_composables import place_of_split
 from squirrel_torch.iterstream.tracking import check_state, track
-from squirrel_torch.loader.course import END, Course, Hands, World
+from squirrel_torch.loader.course import END, Course, Hands, World, require_end
 from squirrel_torch.loader.filling import batch_size_of, filled, mask_of, real_samples
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
@@ -225,9 +225,7 @@ class StreamedCourse(Course[Place]):
             if self._pads:
                 batch = with_mask(batch, mask_of(real, self._size))
             yield Place(place.epoch, place.count, step, parts), batch
-        for worker in range(world.workers):
-            if hands.receive(worker) is not END:  # what they say behind their last batch has come with it
-                raise PipelineError(f"worker {worker} gave more batches than its streams have")
+        require_end(hands, world)
         yield Place(place.epoch, place.count, step, parts), END
 
     def over(self, place: Place) -> Place:

@@ -32,40 +32,43 @@ class Waited:
 
 
 class Waits:
-    """Counts that, one stamp of `time.monotonic` for each step in or out; another thread may look."""
+    """Counts that, one stamp of `time.monotonic` for each step in or out; another thread may look.
 
-    __slots__ = ("_batches", "_began", "_inside", "_over", "_since", "_waiting", "_working")
+    It is `inside` the loader, or outside, and `since` when.
+    """
+
+    __slots__ = ("_began", "_over", "_waiting", "_working", "batches", "inside", "since")
 
     def __init__(self, now: float) -> None:
-        self._began = self._since = now
+        self._began = self.since = now
         self._waiting = self._working = 0.0
-        self._batches = 0
-        self._inside = self._over = False
+        self.batches = 0
+        self.inside = self._over = False
 
     def asked(self, now: float) -> None:
         """A batch was asked for."""
-        self._working += now - self._since
-        self._since, self._inside = now, True
+        self._working += now - self.since
+        self.since, self.inside = now, True
 
     def given(self, now: float) -> None:
         """It was given."""
-        self._waiting += now - self._since
-        self._since, self._inside = now, False
-        self._batches += 1
+        self._waiting += now - self.since
+        self.since, self.inside = now, False
+        self.batches += 1
 
     def ended(self, now: float) -> None:
         """There are no more."""
         if not self._over:
-            if self._inside:
-                self._waiting += now - self._since
+            if self.inside:
+                self._waiting += now - self.since
             else:
-                self._working += now - self._since
-            self._over = True
+                self._working += now - self.since
+            self.since, self.inside, self._over = now, False, True
 
     def read(self) -> Waited:
         """The figures until now, or until the end of the pass."""
-        running = 0.0 if self._over else monotonic() - self._since
-        inside = self._inside
+        running = 0.0 if self._over else monotonic() - self.since
+        inside = self.inside
         waiting = self._waiting + (running if inside else 0.0)
         working = self._working + (0.0 if inside else running)
-        return Waited(waiting, working, self._batches, self._began)
+        return Waited(waiting, working, self.batches, self._began)

@@ -58,28 +58,38 @@ class Progress:
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
-        self.step = 0
-        self.inside = False
         self.ending = ""
-        self.since = monotonic()
-        self.waits = Waits(self.since)
+        self.waits = Waits(monotonic())
         self.thread = threading.get_ident()
         self.hands: Any = None
 
+    @property
+    def step(self) -> int:
+        """How many batches it has given."""
+        return self.waits.batches
+
+    @property
+    def inside(self) -> bool:
+        """Whether a batch is waited for."""
+        return self.waits.inside
+
+    @property
+    def since(self) -> float:
+        """Since when it does what it is doing, by `time.monotonic`."""
+        return self.waits.since
+
     def asked(self) -> None:
         """A batch was asked for."""
-        self.since, self.inside = monotonic(), True
-        self.waits.asked(self.since)
+        self.waits.asked(monotonic())
 
     def given(self) -> None:
         """It was given."""
-        self.step += 1
-        self.since, self.inside = monotonic(), False
-        self.waits.given(self.since)
+        self.waits.given(monotonic())
 
     def end(self, how: str) -> None:
         """It has ended, and how, in words."""
-        self.since, self.inside, self.ending = monotonic(), False, how
+        self.waits.ended(monotonic())
+        self.ending = how
 
     def line(self) -> str:
         """Where it is in code that is neither ours nor torch's."""

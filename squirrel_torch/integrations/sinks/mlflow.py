@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 from squirrel_torch.errors import MissingDependencyError
 from squirrel_torch.integrations.sinks.naming import Names
+from squirrel_torch.metrics import accepted_by_mlflow
 
 try:
     import mlflow
@@ -51,5 +51,5 @@ class MLflowSink:
 
 def _allowed(name: str) -> str:
     # It refuses paths that are not in their plain form, too.
-    parts = re.sub(r"[^/\w.\- :]", "", name).split("/")
+    parts = accepted_by_mlflow(name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))

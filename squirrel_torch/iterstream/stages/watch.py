@@ -1,11 +1,10 @@
 """Stages that look and let everything pass: tqdm and monitor."""
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, ClassVar, Final, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 from uuid import uuid4
 
 from torch.utils.data import get_worker_info
@@ -14,7 +13,7 @@ from squirrel_torch.checks import require_at_least, require_callable, require_se
 from squirrel_torch.errors import PipelineError
 from squirrel_torch.execution import in_reader
 from squirrel_torch.iterstream.stage import UNSIGNED, Following, Id, Stage
-from squirrel_torch.metrics import MetricsConf, Tally, Window, rates
+from squirrel_torch.metrics import MetricsConf, Tally, Window, accepted_by_mlflow, rates
 from squirrel_torch.reporting import Sink, gathered_by
 from squirrel_torch.sharding import rank_shard
 
@@ -173,10 +172,6 @@ def _same(one: object, other: object) -> bool:
         return False
 
 
-_REFUSED: Final = re.compile(r"[^/\w.\- :]")
-
-
 def _accepted_prefix(callback: Callable[..., Any], prefix: str) -> str:
-    # MLflow raises on metric names with anything else in them, parentheses for one.
     of_mlflow = (getattr(callback, "__module__", None) or "").partition(".")[0] == "mlflow"
-    return _REFUSED.sub("", prefix) if of_mlflow else prefix
+    return accepted_by_mlflow(prefix) if of_mlflow else prefix
