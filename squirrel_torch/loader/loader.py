@@ -260,8 +260,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         """
         require_epoch(epoch)
         if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
-            say_left_out(self._resumed, f"set_epoch({epoch}) leaves that epoch")
-            self._resumed = None
+            self._drop_resumed(f"set_epoch({epoch}) leaves that epoch")
         if self._open_pass() is None and self._place is not None and self._course.epoch(self._place) != epoch:
             self._forget()
         self._next_epoch = epoch
@@ -270,8 +269,12 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         """Let the next pass be an epoch from its beginning on, whatever was stopped or loaded."""
         self._leave()
         self._forget()
-        self._resumed = None
+        self._drop_resumed(f"epoch {epoch} begins anew")
         self.set_epoch(epoch)
+
+    def _drop_resumed(self, why: str) -> None:
+        say_left_out(self._resumed, why)
+        self._resumed = None
 
     def _forget(self) -> None:
         self._epochs.note(self._place, self._place_world)

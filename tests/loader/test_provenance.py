@@ -548,6 +548,17 @@ class TestSkip:
         again.load_state_dict(loader.state_dict())
         assert "left out" not in caplog.text  # they are behind it
 
+    def test_what_begins_anew_says_that_they_come_after_all(self, caplog):
+        loader = StreamLoader(source().batched(4))
+        plain = epoch_of(loader)
+        loader.skip(2, 3)
+        again = StreamLoader(source().batched(4))
+        again.load_state_dict(loader.state_dict())
+        epoch = again.epoch
+        again.begin_anew(epoch)
+        assert f"4 samples of epoch {epoch} were to be left out by skip: epoch {epoch} begins anew" in caplog.text
+        assert len(list(again)) == len(plain)
+
     def test_refused(self):
         loader = StreamLoader(source().batched(4))
         batches = iter(loader)
