@@ -65,7 +65,8 @@ def test_a_missing_split_is_named(tmp_path):
     try:
         main("fork", "by rank")
     except Exception as error:
-        print(type(error).__name__, "Add .split_by_worker()" in str(error))
+        # In one piece: torchrun's ranks write without a buffer, between the words of each other.
+        print(f"{type(error).__name__} {'Add .split_by_worker()' in str(error)}")
 """,
     )
     assert run_script(code, tmp_path, torchrun=2).count("ShardingError True") == 2
