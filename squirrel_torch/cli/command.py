@@ -9,6 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Callable, Sequence
 
 from squirrel_torch.cli.convert import convert
+from squirrel_torch.cli.measure import MISSED, bench, profile
 from squirrel_torch.cli.opening import SHARDS, key_value
 from squirrel_torch.cli.output import complain
 from squirrel_torch.cli.show import head, info, sample
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What stands behind its name; None is what the process was started with.
 
     Returns:
-        The exit code: 0, or 1 if something is wrong with the data or with what was asked for. Wrong usage exits with 2.
+        The exit code: 0, or 1 if something is wrong with the data or with what was asked for; 3 if a pipeline is not as fast
+        as was asked for. Wrong usage exits with 2.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -62,6 +64,7 @@ def _said(error: Exception) -> str:
 # -- the parser -------------------------------------------------------------------------------------------------------
 
 _NAME = "squirrel-torch"
+_DOES = "Look at datasets, check them, convert into them; measure pipelines."
 _EPILOG = """\
 A URL is a folder, a file or a glob, local or on any filesystem that fsspec knows (s3://, gs://, https://, ...).
 Values of --storage-option and --option are JSON where they can be, and text else:
@@ -70,18 +73,19 @@ Values of --storage-option and --option are JSON where they can be, and text els
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog=_NAME, description="Look at datasets, check them, convert into them.", epilog=_EPILOG)
+    parser = ArgumentParser(prog=_NAME, description=_DOES, epilog=_EPILOG)
     parser.formatter_class = RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common, reading = _common(), _reading()
+    bare, common, reading = _bare(), _common(), _reading()
 
     def command(name: str, run: Callable[[Namespace], int], text: str, *parents: ArgumentParser) -> ArgumentParser:
+        reads = name not in ("profile", "bench")
         made = commands.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog=_EPILOG,
-            parents=[common, *parents],
+            epilog=_EPILOG if reads else None,
+            parents=[common if reads else bare, *parents],
             formatter_class=RawDescriptionHelpFormatter,
         )
         made.set_defaults(run=run)
@@ -92,15 +96,22 @@ def _parser() -> ArgumentParser:
     _add_sample(command("sample", sample, "random rows, the same for the same seed", reading))
     _add_verify(command("verify", verify, "check every byte and every row of a dataset in shards"))
     _add_convert(command("convert", convert, "write the samples of a source into a dataset in shards", reading))
+    _add_profile(command("profile", profile, "run a pipeline, and say what limits it and what to change"))
+    _add_bench(command("bench", bench, "run a pipeline, and say how many items a second come out of it"))
+    return parser
+
+
+def _bare() -> ArgumentParser:
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
 
 def _common() -> ArgumentParser:
-    parser = ArgumentParser(add_help=False)
+    parser = ArgumentParser(add_help=False, parents=[_bare()])
     parser.add_argument(
         "--storage-option", type=key_value, action="append", metavar="KEY=VALUE", help="for the filesystem; may be repeated"
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
 
@@ -133,7 +144,7 @@ def _add_head(parser: ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("-n", dest="count", type=_at_least(0), default=5, metavar="N", help="how many (default: 5)")
-    which.add_argument("--rows", type=_rows, metavar="N,N,...", help="their numbers, from 0 on")
+    which.add_argument("--rows", type=_numbers, metavar="N,N,...", help="their numbers, from 0 on")
     parser.add_argument("--json", action="store_true", help="as one JSON object on each line; arrays and bytes are cut")
 
 
@@ -173,6 +184,44 @@ def _add_convert(parser: ArgumentParser) -> None:
     _add_work(parser)
 
 
+def _add_pipeline(parser: ArgumentParser, seconds: float) -> None:
+    parser.add_argument("pipeline", metavar="PIPELINE", help="module:name or file.py:name; its code is run")
+    parser.add_argument("-n", dest="count", type=_at_least(1), metavar="N", help="items to take (default: all)")
+    parser.add_argument(
+        "--seconds", type=_positive, default=seconds, metavar="S", help=f"after how long to stop (default: {seconds:g})"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON on one line")
+
+
+def _add_profile(parser: ArgumentParser) -> None:
+    _add_pipeline(parser, 10)
+    parser.add_argument("--workers", type=_at_least(0), metavar="N", help="through a StreamLoader with so many workers")
+    parser.add_argument("--save", metavar="FILE", help="the report, as .html, .svg, .json or .txt")
+    parser.add_argument(
+        "--most-gain",
+        type=_positive,
+        metavar="X",
+        help=f"exit with {MISSED} if a change is expected to give more than X times the speed",
+    )
+
+
+def _add_bench(parser: ArgumentParser) -> None:
+    _add_pipeline(parser, 5)
+    parser.add_argument("--workers", type=_numbers, metavar="N,N,...", help="through StreamLoaders with so many workers")
+    parser.add_argument("--rounds", type=_at_least(1), default=3, metavar="N", help="how often (default: 3)")
+    parser.add_argument("--at-least", type=_positive, metavar="RATE", help=f"exit with {MISSED} if fewer items a second come")
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
+
+
 def _at_least(minimum: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < minimum:
@@ -182,5 +231,5 @@ def _at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
-def _rows(text: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
     return [_at_least(0)(part.strip()) for part in text.split(",")]
