@@ -8,6 +8,7 @@ and is never closed.
 from squirrel_torch.execution.call import Call, Policy
 from squirrel_torch.execution.choice import check_executor, choose_place, portable_executor
 from squirrel_torch.execution.flow import Flow, in_reader
+from squirrel_torch.execution.tally import Tally
 from squirrel_torch.execution.tuning import Tuner
 from squirrel_torch.execution.work import Chunk, ExecutorLike
 
@@ -17,6 +18,7 @@ __all__ = [
     "ExecutorLike",
     "Flow",
     "Policy",
+    "Tally",
     "Tuner",
     "check_executor",
     "choose_place",

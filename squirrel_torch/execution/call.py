@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from time import monotonic_ns, perf_counter
+from time import monotonic_ns, perf_counter, thread_time
 from typing import Any, Protocol, TypeAlias
 
 from squirrel_torch.describe import describe_callable, describe_item
@@ -59,12 +59,22 @@ class Outcome:
         failures: Offset in the chunk and exception of each that failed.
         seconds: How long it took, in the eyes of whoever dispatches.
         fatal: The place can't go on: raised whatever `on_error` says.
+        worked: How long it took where it ran.
+        cpu: Seconds of CPU time of the thread that it ran in; None where that can't be told.
+        retries: Attempts after the first.
+        began: When work on it began, by `perf_counter` where it ran; 0 where that is not known.
+        worker: Who worked on it, in words; empty where that is not known.
     """
 
     values: list[Any] = field(default_factory=list)
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
     seconds: float = 0.0
     fatal: BaseException | None = None
+    worked: float = 0.0
+    cpu: float | None = None
+    retries: int = 0
+    began: float = 0.0
+    worker: str = ""
 
     @property
     def count(self) -> int:
@@ -76,6 +86,10 @@ class Outcome:
         self.failures += [(self.count + offset, error) for offset, error in other.failures]
         self.values += other.values
         self.fatal = self.fatal or other.fatal
+        self.worked += other.worked
+        self.cpu = None if self.cpu is None or other.cpu is None else self.cpu + other.cpu
+        self.retries += other.retries
+        self.began = self.began or other.began
 
     def fail(self, error: BaseException) -> None:
         """The next item has failed."""
@@ -197,7 +211,7 @@ class Call:
         outcome = Outcome()
         if progress is not None:
             progress.begin(outcome)
-        began = now = perf_counter()
+        began, cpu = now, _ = perf_counter(), thread_time()
         part = 1
         while (count := outcome.count) < len(items) and not gate.closed:
             # The clock is looked at after each item, or after several while these take no time.
@@ -208,7 +222,9 @@ class Call:
                 break
             part, used = min(2 * part, _PART) if now - since < _QUICK else 1, 0
         gate.begins([])
-        outcome.seconds = now - began
+        outcome.began = began
+        outcome.seconds = outcome.worked = now - began
+        outcome.cpu = thread_time() - cpu
         return outcome
 
     def _work(self, items: Sequence[Any], end: int, outcome: Outcome, gate: Gate, used: int, progress: Progress | None) -> None:
@@ -255,6 +271,7 @@ class Call:
                 progress.mark[0] = outcome.count
             if not gate.pause(pause):
                 continue
+            outcome.retries += 1
             try:
                 outcome.values.append(self.callback(item))
                 break

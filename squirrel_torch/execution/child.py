@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -126,7 +127,7 @@ def _sendable(outcome: Outcome) -> Outcome:
 
     failures = dict(outcome.failures)
     values = iter(outcome.values)
-    checked = Outcome(seconds=outcome.seconds, fatal=outcome.fatal)
+    checked = replace(outcome, values=[], failures=[])
     for offset in range(outcome.count):
         if offset in failures:
             checked.fail(failures[offset])

@@ -17,9 +17,12 @@ from types import TracebackType
 from typing import Any, Final, Literal
 from weakref import WeakSet
 
+from squirrel_torch import recording
 from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.execution.call import LocalGate, Outcome, belongs_to, is_of
 from squirrel_torch.execution.sizing import ChunkSize
+from squirrel_torch.execution.spans import ChunkSpans
+from squirrel_torch.execution.tally import Tally
 from squirrel_torch.execution.tuning import MOST_BUFFER, Knob, Tuner
 from squirrel_torch.execution.waiting import Waiting
 from squirrel_torch.execution.work import Chunk, Deliver, Place
@@ -81,6 +84,8 @@ class Flow:
         chunksize: How many items travel together; None to find out.
         stops: Whether a failure ends the stream.
         tuner: Finds the numbers that are "auto".
+        tally: Told of each chunk that is back.
+        name: Of the callback, for whoever records.
     """
 
     def __init__(
@@ -93,9 +98,13 @@ class Flow:
         chunksize: int | None,
         stops: bool,
         tuner: Tuner | None = None,
+        tally: Tally | None = None,
+        name: str = "async_map",
     ) -> None:
         self.error: BaseException | None = None
         """What the stages before have raised: comes after the last item."""
+        self.is_taking = False
+        """Whether the consumer waits for a chunk, or takes it. Any thread may ask."""
         self._items: Iterator[Any] | None = items
         self._ordered = ordered
         self._stops = stops
@@ -124,6 +133,9 @@ class Flow:
         # Between the consumer and the feeder.
         self._consumed: SimpleQueue[int] = SimpleQueue()
         self._taken = 0
+        self._through = 0
+        self._tally = Tally() if tally is None else tally
+        self._spans = ChunkSpans(name)
         self.place = open_place(self._gate, self._deliver)
         self._room = min(4 * self.place.workers, MOST_BUFFER) if buffer == "auto" else buffer
         self.sizing = ChunkSize(self.place.overhead, self.place.workers, self._room, chunksize)
@@ -134,6 +146,7 @@ class Flow:
                 Knob("buffer", self._room, MOST_BUFFER, self._set_buffer),
                 cheap=lambda: self.sizing.fixed is None and self.sizing.size > 1,
             )
+        self._tally.begins(self)
         _close_at_exit(self)
         # No thread of the flow holds the generator that holds the flow: an abandoned stream is closed at once.
         self._feeder = threading.Thread(target=self._feed, name=f"squirrel_torch_feeder_{next(_numbers)}", daemon=True)
@@ -151,18 +164,22 @@ class Flow:
             raise PipelineError(f"this run belongs to process {self._pid}, this is a fork of it: iterate the pipeline here")
         if self._taken:
             self._consumed.put(self._taken)
+            self._through += self._taken
             self._taken = 0
-        since = perf_counter()
+        since, self.is_taking = perf_counter(), True
         outer = _fed_here()
         if outer is not None:
             outer._asked = self
         try:
             chunk = self._oldest() if self._ordered else self._any()
         finally:
+            self.is_taking = False
             if outer is not None:
                 outer._asked = None
         if chunk is not None:
             self._taken = chunk.size
+            if (recorder := recording.recorder) is not None:
+                self._spans.counts(recorder, self.in_flight, self.sizing.buffer)
             if self._tuner is not None:
                 self._tuner.took(self._taken, perf_counter() - since)
         return chunk
@@ -221,15 +238,33 @@ class Flow:
         with self._lock:
             return self._received == self._formed and not len(self._filling)
 
+    @property
+    def feeder(self) -> int | None:
+        """The system's number of the thread that pulls from the stages before."""
+        return self._feeder.native_id
+
+    @property
+    def in_flight(self) -> int:
+        """About how many items have been pulled and not consumed. Any thread may ask."""
+        return max(self._pulled - self._through, 0)
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether the place could do with more. Any thread may ask."""
+        return not self._pulled_all and self._outstanding < self.place.depth
+
     # -- the place ----------------------------------------------------------------------------------------------------
 
     def _deliver(self, chunk: Chunk, outcome: Outcome) -> None:
         """Called by the place, in any thread: the chunk is back."""
         chunk.outcome = outcome
+        if (recorder := recording.recorder) is not None:
+            self._spans.back(recorder, chunk, outcome)
         ends = outcome.fatal is not None or (self._stops and outcome.failures)
         with self._lock:
             self.sizing.measured(outcome.count, outcome.seconds)  # it is for one thread at a time
             self._outstanding -= 1
+            self._tally.add(outcome)
             self._stalled = self._stalled or outcome.fatal is not None
             if outcome.count < len(chunk.items) and not ends and not self._gate.closed:
                 # It came back early: its items turned out to be slow. The rest travels one by one.
@@ -270,6 +305,8 @@ class Flow:
         return False
 
     def _submit(self, chunk: Chunk) -> None:
+        if recording.recorder is not None:
+            chunk.sent = perf_counter()
         try:
             self.place.submit(chunk)
         except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
@@ -380,6 +417,8 @@ class Flow:
                 outer._closing_inner = False
             self._pending.clear()
             self._filling.clear()
+            if (recorder := recording.recorder) is not None:
+                self._spans.ended(recorder)
 
     def __enter__(self) -> Flow:
         return self

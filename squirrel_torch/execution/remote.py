@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 import threading
@@ -113,4 +114,13 @@ def work_on_bytes(token: str, data: bytes, items: list[Any], limit: float) -> Ou
 def work_on(remote: RemoteCall, items: list[Any], gate: Gate, limit: float) -> Outcome:
     """Have the call work on a chunk, in whatever thread or process this is."""
     outcome = Outcome(fatal=remote.problem) if remote.call is None else attended(remote.call, items, gate, limit)
+    outcome.worker = _here(remote.arrived)
     return carry_failures(outcome) if remote.arrived else outcome
+
+
+def _here(arrived: bool) -> str:
+    """Which thread this is, and if the call has come a long way of which process."""
+    thread = threading.current_thread()
+    if not arrived:
+        return thread.name
+    return f"process {os.getpid()}" if thread is threading.main_thread() else f"process {os.getpid()}, {thread.name}"

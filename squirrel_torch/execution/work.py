@@ -29,7 +29,7 @@ class Chunk:
         limit: Seconds after which a callee should give the rest of them back.
     """
 
-    __slots__ = ("_left", "_share", "done", "items", "limit", "outcome", "rest", "start")
+    __slots__ = ("_left", "_share", "done", "items", "limit", "outcome", "rest", "sent", "start")
 
     def __init__(self, start: int, items: list[Any], limit: float) -> None:
         self.start = start
@@ -38,6 +38,8 @@ class Chunk:
         self.outcome = Outcome()
         self.rest: list[Chunk] = []
         self.done = False
+        self.sent = 0.0
+        """When it was given to the place, by `perf_counter`; only kept up while somebody records."""
         self._left = 0.0
         self._share = 1.0
 
@@ -61,6 +63,10 @@ Deliver = Callable[[Chunk, Outcome], None]
 
 class Place(Protocol):
     """Where a callback runs."""
+
+    @property
+    def kind(self) -> str:
+        """What it is made of: "thread", "process", "coroutine", "executor" or "dask"."""
 
     workers: int
     """About how many calls run at a time. May be changed if it is below `most_workers`."""

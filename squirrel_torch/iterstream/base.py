@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from squirrel_torch.execution import ExecutorLike
     from squirrel_torch.iterstream.explain import Explanation
     from squirrel_torch.iterstream.torch_composables import TorchIterable
+    from squirrel_torch.observe.report import Report
 
 __all__ = ["ChainEnd", "Composable", "chained", "copied", "require_source"]
 
@@ -907,6 +908,31 @@ class Composable(DataPipe[T_co]):
         from squirrel_torch.iterstream.explain import explain
 
         return explain(self)
+
+    def profile(self, n: int | None = None, *, seconds: float = 10.0) -> Report:
+        """Run this chain in this process, and say where the time goes: which stage limits it, why, and what to change.
+
+        It is a run of epoch 0 of its own, with what a split by rank or worker leaves to this process. The items are dropped.
+        Each is counted at each place, and some are timed, which takes some percent of the time. `StreamLoader.report` tells of
+        a training that goes on.
+
+        Args:
+            n: How many items to take from the end of the chain; None for all.
+            seconds: After how long to stop, if they have not all come by then.
+
+        Returns:
+            What to print. Its attributes hold the verdict and the figures; `save("profile.html")` draws them.
+
+        Example:
+            >>> import time
+            >>> from squirrel_torch import IterableSource
+            >>> report = IterableSource(range(100)).map(lambda x: time.sleep(0.005)).profile(50)
+            >>> report.verdict.cause, report.verdict.place
+            ('latency', 1)
+        """
+        from squirrel_torch.observe.profile import profile
+
+        return profile(self, n, seconds)
 
     # -- torch --------------------------------------------------------------------------------------------------------
 

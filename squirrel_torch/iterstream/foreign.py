@@ -18,6 +18,7 @@ NAMES = (
     "compose",
     "dask_map",
     "explain",
+    "profile",
     "flat_map",
     "flatten",
     "join",

@@ -86,9 +86,12 @@ class Planned:
         items = _items_of(links[0], self.rows, numbers, lifetime)
         for place, link in enumerate(links):
             entry = lifetime.opened(link, place, items)
-            if (place >= self.count or link in self.data) and link._stage is not None:
+            makes = (place >= self.count or link in self.data) and link._stage is not None
+            if makes and link._stage is not None:
                 own = context.below(sum(other._draws for other in links[:place]))
                 items = entry.iterator = link._stage.start(items, own)
+            if makes or place == 0:
+                items = lifetime.seen(entry, items)
         return items
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from squirrel_torch.execution import Tally
+
 __all__ = ["StageReport"]
 
 
@@ -18,6 +20,7 @@ class StageReport:
         kinds: How often each type of exception was the reason.
         chosen: What "auto" stands for now, by argument: it can be written into the code instead.
         about: The stage itself.
+        calls: Of its callback, if it runs in a place of its own.
     """
 
     stage: str
@@ -26,6 +29,7 @@ class StageReport:
     kinds: dict[str, int] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
     about: object = field(default=None, repr=False, compare=False)
+    calls: Tally | None = field(default=None, repr=False, compare=False)
 
     def what_failed(self) -> str:
         """`ValueError 2, KeyError 1`."""

@@ -17,7 +17,7 @@ from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Path
 from squirrel_torch.sharding import WHOLE, Shard
 
-__all__ = ["Link", "Run", "Upstream", "open_links"]
+__all__ = ["Link", "Observer", "Run", "Upstream", "open_links"]
 
 T = TypeVar("T")
 
@@ -40,10 +40,30 @@ class Link(NamedLink, Protocol):
         """Its iterator over the links before it, reduced to `shard`."""
 
 
-class Lifetime:
-    """All that a run opened, and how it ended."""
+class Observer(Protocol):
+    """Who looks at runs while they go on."""
 
-    def __init__(self) -> None:
+    def begins(self, lifetime: Lifetime) -> None:
+        """A run, or a branch of one, begins."""
+
+    def around(self, lifetime: Lifetime, entry: Opened, items: Iterator[Any]) -> Iterator[Any]:
+        """What whoever reads this place gets instead of its iterator: best that itself."""
+
+    def ends(self, lifetime: Lifetime) -> None:
+        """It is over; what it has opened is still known."""
+
+
+class Lifetime:
+    """All that a run opened, and how it ended.
+
+    Args:
+        observer: Looks at it, if anybody does.
+        branch: Which branch of the run it is, from the outside in.
+    """
+
+    def __init__(self, observer: Observer | None = None, branch: tuple[str, ...] = ()) -> None:
+        self.observer = observer
+        self.branch = branch
         self._opened: list[Opened] = []
         self._reads: dict[int, Callable[[], int]] = {}
         self._children: list[tuple[str, Lifetime]] = []
@@ -53,6 +73,8 @@ class Lifetime:
         self.reports: dict[int, StageReport] = {}
         self.automatic = False
         """Whether the stream is split, among several processes, by a split that nobody wrote."""
+        if observer is not None:
+            observer.begins(self)
 
     def __enter__(self) -> Lifetime:
         return self
@@ -73,10 +95,20 @@ class Lifetime:
     def child(self, label: str) -> Lifetime:
         """A lifetime for a branch. It ends with this one, or before, when it is closed."""
         self._children = [(name, child) for name, child in self._children if child._end is None]
-        child = Lifetime()
+        child = Lifetime(self.observer, (*self.branch, label.removeprefix("branch ")))
         child.automatic = self.automatic
+        child.reports = self.reports
         self._children.append((label, child))
         return child
+
+    def seen(self, entry: Opened, items: Iterator[Any]) -> Iterator[Any]:
+        """The items of a place, as whoever reads it gets them."""
+        return items if self.observer is None else self.observer.around(self, entry, items)
+
+    @property
+    def read(self) -> dict[int, Callable[[], int]]:
+        """By the ids of sources, how to ask how many items of them were read."""
+        return dict(self._reads)
 
     def remembered(self) -> list[Opened]:
         """The iterators that were opened and not released, in the order of their opening."""
@@ -118,6 +150,9 @@ class Lifetime:
         """
         if self._end is None:
             self._end = end
+        if self.observer is not None:
+            self.observer.ends(self)
+            self.observer = None
         errors = _close_generators(self._opened)
         for _, child in self._children:
             try:
@@ -165,14 +200,17 @@ class Run(chain[T]):
         links: The pipeline, from the source to the last stage.
         claim_epoch: Gives the number of the epoch. Called when the first item is asked for.
         path: What its random numbers depend on besides, for a run inside a run.
+        observer: Looks at it while it goes on.
     """
 
     _lifetime: Lifetime
     _items: Generator[T, None, None]
 
-    def __new__(cls, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path = ()) -> Run[T]:
+    def __new__(
+        cls, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path = (), observer: Observer | None = None
+    ) -> Run[T]:
         """Make the run; nothing is opened before its first item is asked for."""
-        lifetime = Lifetime()
+        lifetime = Lifetime(observer)
         # The generator must not know the run: a cycle would keep an abandoned run alive until the garbage collector comes.
         items: Generator[T, None, None] = _guarded(lifetime, links, claim_epoch, path)
         afterwards: Iterator[Any] = iter(lifetime.after, _END)
@@ -233,7 +271,7 @@ def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shar
     entry = lifetime.opened(last, len(before))
     iterator = last._open(Upstream(before, context, lifetime), own, lifetime, shard)
     entry.iterator = iterator
-    return iterator
+    return lifetime.seen(entry, iterator)
 
 
 class Upstream(Iterable[T]):

@@ -25,6 +25,7 @@ from squirrel_torch.loader.course import END, Course, Hands, World, require_end
 from squirrel_torch.loader.filling import filled, mask_of, real_samples
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
+from squirrel_torch.observe.collected import Collected
 from squirrel_torch.plan.state import whole
 
 __all__ = ["DealtCourse", "is_dealt"]
@@ -97,15 +98,23 @@ class DealtWork:
     batch: int
     fills: bool = False
 
-    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Ticket, Any]]:
+    def batches(
+        self, layout: Layout, worker: int, count: int, collected: Collected | None = None
+    ) -> Iterator[tuple[Ticket, Any]]:
         """The batches of every `count`-th step; the last one may be smaller."""
-        beginning = track(layout.links[: self.split], self.place.epoch, self.place.state)
+        beginning = track(layout.links[: self.split], self.place.epoch, self.place.state, collected)
         marks: deque[tuple[int, list[Any] | None]] = deque()
         links = self._links(layout, self._own(beginning, marks, worker, count))
-        run = Tracked(filled(links) if self.fills else links, self.place.epoch)
+        # The rest has a place of its own for the beginning.
+        observer = None if collected is None else collected.numbered([None, *range(self.split, len(layout.links))])
+        run = Tracked(filled(links) if self.fills else links, self.place.epoch, observer=observer)
         try:
             for step, (own, batch) in zip(count_from(worker, count), run):
-                yield Ticket(step, *marks.popleft(), real_samples(own)), batch
+                real = real_samples(own)
+                if collected is not None:
+                    collected.batches += 1
+                    collected.samples += real
+                yield Ticket(step, *marks.popleft(), real), batch
         finally:
             run.close()
             beginning.close()

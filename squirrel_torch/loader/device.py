@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+
+from squirrel_torch.loader.course import END
+from squirrel_torch.loader.spans import inside
 
 __all__ = ["moved", "on_device"]
 
@@ -25,19 +29,33 @@ def moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return batch
 
 
-def on_device(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: bool) -> Iterator[tuple[T, Any]]:
+def on_device(
+    batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: bool, lane: str = "loader"
+) -> Iterator[tuple[T, Any]]:
     """The batches on `device`, each with what travels beside it.
 
     On CUDA the next batch is copied on a stream of its own while the one before is worked on. On a CPU nothing is done.
+    In a recording, the copies are spans of `lane`: on CUDA only how long it took to start them.
     """
     if device.type == "cpu":
         return batches
     if device.type != "cuda":
-        return ((ticket, moved(batch, lambda tensor: tensor.to(device))) for ticket, batch in batches)
-    return _ahead(batches, device, pin_memory)
+        return _one_by_one(batches, device, lane)
+    return _ahead(batches, device, pin_memory, lane)
 
 
-def _ahead(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: bool) -> Iterator[tuple[T, Any]]:
+def _copying(lane: str, batch: Any) -> AbstractContextManager[None]:
+    return nullcontext() if batch is END else inside(lane, "copy", "copy to device")
+
+
+def _one_by_one(batches: Iterator[tuple[T, Any]], device: torch.device, lane: str) -> Iterator[tuple[T, Any]]:
+    for ticket, batch in batches:
+        with _copying(lane, batch):
+            batch = moved(batch, lambda tensor: tensor.to(device))
+        yield ticket, batch
+
+
+def _ahead(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: bool, lane: str) -> Iterator[tuple[T, Any]]:
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
     def copied(batch: Any) -> tuple[Any, torch.cuda.Event]:
@@ -59,7 +77,8 @@ def _ahead(batches: Iterator[tuple[T, Any]], device: torch.device, pin_memory: b
 
     waiting: tuple[T, tuple[Any, torch.cuda.Event]] | None = None
     for ticket, batch in batches:
-        copying = ticket, copied(batch)
+        with _copying(lane, batch):
+            copying = ticket, copied(batch)
         if waiting is not None:
             yield waiting[0], handed_over(*waiting[1])
         waiting = copying

@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from squirrel_torch.loader.council import Council, Question
 from squirrel_torch.loader.course import END
 from squirrel_torch.loader.padding import masked
+from squirrel_torch.loader.spans import inside
 
 __all__ = ["Even"]
 
@@ -33,9 +34,19 @@ class Even(Generic[P]):
         council: Of all ranks that share the stream.
         pads: Fill up, instead of cutting off. The batches have masks then.
         over: What the place is when the epoch is over, from any place in it.
+        lane: Of the loader, in a recording.
     """
 
-    def __init__(self, delivered: Iterator[tuple[P, Any]], council: Council, *, pads: bool, over: Callable[[P], P]) -> None:
+    def __init__(
+        self,
+        delivered: Iterator[tuple[P, Any]],
+        council: Council,
+        *,
+        pads: bool,
+        over: Callable[[P], P],
+        lane: str = "loader",
+    ) -> None:
+        self._lane = lane
         self._delivered = delivered
         self._council = council
         self._pads = pads
@@ -92,7 +103,8 @@ class Even(Generic[P]):
                     self._example = deepcopy(batch)  # what is given may be changed, such as its mask taken out
 
     def _steps(self, question: Question) -> int:
-        least, most, able = self._council.outcome(question)
+        with inside(self._lane, "ranks", "wait for the other ranks"):
+            least, most, able = self._council.outcome(question)
         if not self._pads:
             return least
         if most and not able:

@@ -8,14 +8,20 @@ import select
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from struct import Struct
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
-__all__ = ["TAKEN", "Frame", "Line", "Order", "read_frame", "read_orders"]
+__all__ = ["RECORD", "REST", "TAKEN", "Frame", "Line", "Order", "Orders", "read_frame", "read_orders"]
 
 _CHUNK: Final = 1 << 16
 
 TAKEN: Final = b"T"
 """The order that says: the oldest batch has been taken, its memory is free."""
+
+RECORD: Final = b"R"
+"""The order to record spans, and send them home."""
+
+REST: Final = b"Q"
+"""The order to do so no more."""
 
 
 class Line:
@@ -165,12 +171,28 @@ class Order:
         return _PASS.pack(_START, self.number, self.seed, len(self.work)) + self.work
 
 
-def read_orders(received: bytearray) -> tuple[int, Order | None]:
-    """How many batches have been taken, and the last order to begin a pass; what was read is deleted."""
-    taken, order = 0, None
+class Orders(NamedTuple):
+    """What the main process wants.
+
+    Args:
+        taken: How many batches have been taken.
+        begin: The last order to begin a pass.
+        records: Whether to record; None: as before.
+    """
+
+    taken: int
+    begin: Order | None
+    records: bool | None
+
+
+def read_orders(received: bytearray) -> Orders:
+    """What has come; what was read is deleted."""
+    taken, order, records = 0, None, None
     while received:
-        if received[:1] == TAKEN:
-            taken += 1
+        first = bytes(received[:1])
+        if first in (TAKEN, RECORD, REST):
+            taken += first == TAKEN
+            records = records if first == TAKEN else first == RECORD
             del received[:1]
             continue
         if len(received) < _PASS.size:
@@ -181,4 +203,4 @@ def read_orders(received: bytearray) -> tuple[int, Order | None]:
             break
         order = Order(number, seed, received[_PASS.size : end])
         del received[:end]
-    return taken, order
+    return Orders(taken, order, records)

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from multiprocessing.context import BaseContext
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -24,11 +25,13 @@ from squirrel_torch.loader.council import Council
 from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
+from squirrel_torch.loader.looking import Looked
 from squirrel_torch.loader.passing import Batches
 from squirrel_torch.loader.provenance import Epochs, Traced, say_left_out
 from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
-from squirrel_torch.loader.waits import Waited, Waits
+from squirrel_torch.loader.seen import SeenPass
+from squirrel_torch.loader.waits import Waits
 from squirrel_torch.loader.watch import Names, Progress, Watch
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
@@ -45,8 +48,11 @@ _log = logging.getLogger(__name__)
 _REMEMBERED: Final = 1024
 """Places behind earlier batches, for a trainer that takes batches and works on them later."""
 
+_numbers: Final = count()
+"""Of the loaders of this process, in recordings."""
 
-class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
+
+class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
     """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
 
     `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
@@ -85,8 +91,12 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         timeout: Seconds to wait for a batch of a worker; 0 is no limit.
         pin_memory: Give tensors in memory that is pinned, if there is CUDA.
         device: Give tensors on this device. With CUDA the next batch is copied while the one before is worked on.
-        report_after: Seconds without a step after which a rank says in its log which ranks it seems to wait for, and at which
-            step and stage these are; 0: never. The ranks leave word of that in the store of torch.distributed.
+        report_after: Seconds for which a batch may be waited before the log says where it hangs: worker, stage, item, and the
+            stacks of the threads that make it; again after twice as long each time. 0: never. Of several ranks one without a
+            step for so long also says which ranks it seems to wait for, and at which step and stage these are; they leave word
+            of that in the store of torch.distributed.
+        observe: Whether the passes are looked at, for `report`: a thread in each process that runs the chain looks for a tenth
+            of the time where it is. While it looks, threads give up Python's GIL sooner (`sys.setswitchinterval`).
         dataset: Only for trainers that make a loader once more of its attributes (Lightning does before it predicts): what is
             loaded is the pipeline.
         sampler: None; the chain chooses the samples.
@@ -124,6 +134,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         pin_memory: bool = False,
         device: torch.device | str | None = None,
         report_after: float = 120,
+        observe: bool = True,
         dataset: object = None,
         sampler: None = None,
         batch_sampler: None = None,
@@ -153,12 +164,13 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         self.tail = tail
         self.streams = streams
         self.report_after = report_after
+        self.observe = observe
         self.device = None if device is None else torch.device(device)
         # Through __dict__: a DataLoader keeps its sampler from being changed.
         self.__dict__["sampler"] = EpochSampler(self.set_epoch)
         self._layout = layout_of(torch_iterable.chain)
         self._course: Course[Any] = course_of(self._layout, tail, streams)
-        self._serve = Serve(self._layout)
+        self._serve = Serve(self._layout, observes=observe)
         self._workers: Workers | None = None
         self._pass: ref[Batches[T_co]] | None = None  # whoever iterates keeps it alive, or lets it go
         # Where the next pass begins, if not at the beginning of an epoch; how far the last one has come; whether to its end.
@@ -169,9 +181,11 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         self._has_ended = False
         self._place_world = World(WHOLE, 1)
         self._next_epoch = 0
+        self._lane = f"loader {next(_numbers)}"
         self._names = Names(signature(self._layout.links))
         self._taken_by: Callable[[StreamLoader[T_co]], Any] | None = None
         self._waits: Waits | None = None
+        self._seen = SeenPass(self._layout, Waits.none(), num_workers, 0)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -230,7 +244,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
             )
             return delivered
         council = Council.of(ranks_of(self._group))
-        return Even(delivered, council, pads=self.tail == "pad", over=self._course.over).batches(place)
+        return Even(delivered, council, pads=self.tail == "pad", over=self._course.over, lane=self._lane).batches(place)
 
     def _watched(self, batches: object, progress: Progress, world: World) -> Watch | None:
         if world.rank.count == 1:
@@ -259,6 +273,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
         An epoch that was stopped and loaded is gone on with if it is that one. A pass that goes on is not changed.
         """
         require_epoch(epoch)
+        epoch = int(epoch)  # a state and a recording take no numbers of numpy
         if self._resumed is not None and self._course.epoch(self._resumed) != epoch:
             self._drop_resumed(f"set_epoch({epoch}) leaves that epoch")
         if self._open_pass() is None and self._place is not None and self._course.epoch(self._place) != epoch:
@@ -285,20 +300,6 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
     def epoch(self) -> int:
         """The epoch of the pass that goes on, or of the next one."""
         return self._course.epoch(self._now()[0])
-
-    @property
-    def waited(self) -> Waited:
-        """How long whoever takes the batches has waited for them, in the pass that goes on or went last; any thread may ask.
-
-        Example:
-            >>> from squirrel_torch import IterableSource
-            >>> loader = StreamLoader(IterableSource(range(6)).batched(2))
-            >>> for batch in loader:
-            ...     pass
-            >>> loader.waited.batches
-            3
-        """
-        return Waited() if self._waits is None else self._waits.read()
 
     @property
     def dropped(self) -> int:
@@ -435,7 +436,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
     def _hands(self) -> Any:
         """Who makes the batches of a new pass."""
         if self.num_workers == 0:
-            return Inline(self._serve)
+            return Inline(self._serve, self._lane)
         if self._workers is not None:
             return self._workers
         context = self.multiprocessing_context
@@ -448,6 +449,7 @@ class StreamLoader(Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
             timeout=self.timeout,
             dataset=self.dataset,
             pinned=self.pin_memory,
+            lane=self._lane,
         )
         if self.persistent_workers:
             self._workers = workers

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
+from squirrel_torch import recording
 from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.loader.course import END, World
 from squirrel_torch.loader.device import on_device
+from squirrel_torch.loader.hanging import HangWatch
 from squirrel_torch.loader.watch import ENDED, LEFT, Progress, failed
 from squirrel_torch.loader.work import Nothing
 
@@ -30,6 +33,7 @@ class Batches(Iterator[T_co]):
     """
 
     def __init__(self, loader: StreamLoader[T_co], place: Any, world: World) -> None:
+        began = perf_counter()
         course = loader._course
         self._loader = loader
         self._hands = loader._hands()
@@ -43,10 +47,16 @@ class Batches(Iterator[T_co]):
         self._after: Exception | None = None  # None: it came to its end
         self._world = world
         self.go_on_from(place)
-        self._progress = Progress(course.epoch(place))
+        self._progress = Progress(course.epoch(place), loader._lane)
         self._progress.hands = self._hands
+        finalize(self, self._progress.dropped).atexit = False
         loader._waits = self._progress.waits
+        loader._note_pass(self._progress.waits, self._hands)
         self._watch = loader._watched(self, self._progress, world)
+        patience = loader.report_after
+        self._hangs = HangWatch(self, self._progress, world.rank.index, patience) if patience else None
+        if (recorder := recording.recorder) is not None:
+            recorder.span(loader._lane, "begin", "begin pass", began, perf_counter(), {"epoch": course.epoch(place)})
 
     def go_on_from(self, place: Any) -> None:
         """Give what comes behind `place` from now on. What has been made ahead of it is dropped."""
@@ -55,7 +65,7 @@ class Batches(Iterator[T_co]):
         made = course.deliver(place, world, self._hands, loader._seeds(course.epoch(place), world))
         delivered = loader._evened(made, place, world)
         device = loader.device
-        self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory)
+        self._delivered = delivered if device is None else on_device(delivered, device, loader.pin_memory, loader._lane)
 
     def __next__(self) -> T_co:
         if not self.is_open:
@@ -103,6 +113,8 @@ class Batches(Iterator[T_co]):
             self.is_open, self._after = False, after
             self._progress.end(how)
             self._loader._announce(False)
+            if self._hangs is not None:
+                self._hangs.close()
             if self._watch is not None:
                 self._watch.close()
             if not self._keeps:

@@ -9,19 +9,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from time import perf_counter
 from typing import Any, Final, Protocol
 
 import torch.utils.data._utils.worker as torch_worker
 
+from squirrel_torch import recording
 from squirrel_torch.execution.carry import Carried
 from squirrel_torch.execution.encoding import encode
 from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import Page
 from squirrel_torch.execution.process import Luggage, seed_generators
 from squirrel_torch.loader.collating import collate_quickly
+from squirrel_torch.loader.handing import Handing
 from squirrel_torch.loader.line import Frame, Line, Order, read_orders
 from squirrel_torch.loader.notes import Notes
 from squirrel_torch.loader.slots import FIRST_BYTES, Slots
+from squirrel_torch.loader.spans import BatchSpans
 from squirrel_torch.reporting import set_home
 
 __all__ = ["Place", "Serve", "serve_passes"]
@@ -92,6 +96,8 @@ class _Server:
         self._slots = slots
         self._place = place
         self._notes = notes
+        self._spans = BatchSpans(notes)
+        self._handing = Handing(notes)
         self._waiting: Order | None = None
         self._broken: Exception | None = None
         self._begun = False
@@ -115,15 +121,18 @@ class _Server:
 
     def _listen(self, seconds: float | None) -> None:
         if self._line.move(seconds):
-            taken, order = read_orders(self._line.received)
-            for _ in range(min(taken, len(self._slots))):  # those of a pass that has ended count for nothing
+            orders = read_orders(self._line.received)
+            for _ in range(min(orders.taken, len(self._slots))):  # those of a pass that has ended count for nothing
                 self._slots.free_oldest()
-            self._waiting = order or self._waiting
+            self._waiting = orders.begin or self._waiting
+            if orders.records is not None:
+                self._spans.records(orders.records)
 
     def serve(self, order: Order) -> None:
         """One pass, to its end or until something else is asked for."""
         self._slots.free_all()
         self._notes.clear()
+        self._handing.begin()
         try:
             ended = self._served(order)
         except Exception as error:  # noqa: BLE001  # raised where the batches are consumed
@@ -140,11 +149,19 @@ class _Server:
         with ExitStack() as stack:
             stack.callback(getattr(batches, "close", _nothing))
             while self._may_go_on():
+                began = perf_counter()
                 made = next(batches, _END)
                 if made is _END:
                     return True
-                self._hand_over(order.number, made)
-                del made  # not beside the next one
+                if recording.recorder is not None:
+                    self._spans.made()
+                packing, held = perf_counter(), len(self._slots)
+                frame = self._packed(order.number, made)
+                self._handing.packed(packing, held)
+                if recording.recorder is not None:
+                    self._spans.packed(began, made[0], frame)
+                self._say(frame)
+                del made, frame  # not beside the next one
         return False
 
     def _begin(self, order: Order) -> Iterator[tuple[Any, Any]]:
@@ -172,11 +189,16 @@ class _Server:
     def _may_go_on(self) -> bool:
         """Whether to make one more batch; waits until there is a place for it."""
         self._listen(0)
-        while self._wanted and len(self._slots) >= self._place.prefetch:
-            self._listen(None)
+        if self._wanted and len(self._slots) >= self._place.prefetch:
+            began = perf_counter()
+            while self._wanted and len(self._slots) >= self._place.prefetch:
+                self._listen(None)
+            self._handing.blocked(began, self._place.prefetch)
+            if recording.recorder is not None:
+                self._spans.waited(began)
         return self._wanted
 
-    def _hand_over(self, number: int, made: tuple[Any, Any]) -> None:
+    def _packed(self, number: int, made: tuple[Any, Any]) -> Frame:
         encoded = encode(made)
         pickled, numbers = encoded.pickled, encoded.size
         inline = len(pickled) <= _INLINE
@@ -184,15 +206,18 @@ class _Server:
         if start is None:
             body = bytearray(numbers)
             encoded.write(body, 0)
-            self._say(Frame(Frame.PIPED, number, 0, numbers, len(pickled), body + pickled))
-            return
+            return Frame(Frame.PIPED, number, 0, numbers, len(pickled), body + pickled)
         memory = self._slots.shared.memory
         encoded.write(memory, start)
         if not inline:
             memory[start + numbers : start + numbers + len(pickled)] = pickled
-        self._say(Frame(Frame.SHARED, number, start, numbers, len(pickled), pickled if inline else b""))
+        return Frame(Frame.SHARED, number, start, numbers, len(pickled), pickled if inline else b"")
 
     def _say(self, frame: Frame) -> None:
+        last = frame.kind in (Frame.END, Frame.ERROR)
+        self._handing.told(last=last)
+        if recording.recorder is not None:
+            self._spans.told(last=last)
         for note in self._notes.frames(frame.number):
             self._line.post(note.to_bytes())
         self._line.post(frame.to_bytes())

@@ -24,6 +24,7 @@ from squirrel_torch.loader.course import END, Course, Hands, World, require_end
 from squirrel_torch.loader.filling import batch_size_of, filled, mask_of, real_samples
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
+from squirrel_torch.observe.collected import Collected
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
@@ -97,17 +98,21 @@ class StreamedWork:
     parts: tuple[tuple[int, Part], ...]
     fills: bool = False
 
-    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Ticket, Any]]:
+    def batches(
+        self, layout: Layout, worker: int, count: int, collected: Collected | None = None
+    ) -> Iterator[tuple[Ticket, Any]]:
         """The batches of every `count`-th stream of the rank, in turns."""
         own = dict(self.parts[worker::count])
         given = {stream: part.given for stream, part in own.items() if not part.ended}
         runs: dict[int, Any] = {}
+        observer = None if collected is None else collected.numbered(places_of(layout, self.count))
         try:
             while given:
                 stream = next_stream(given)
                 if stream not in runs:
                     links = stream_links(layout, Shard(stream, self.count))
-                    runs[stream] = track(filled(links) if self.fills else links, self.epoch, own[stream].state)
+                    links = filled(links) if self.fills else links
+                    runs[stream] = track(links, self.epoch, own[stream].state, observer)
                 item = next(runs[stream], END)
                 if item is END:
                     del given[stream]
@@ -115,7 +120,11 @@ class StreamedWork:
                     yield Ticket(stream, None), None
                 else:
                     given[stream] += 1
-                    yield Ticket(stream, runs[stream].snapshot(), real_samples(item[0])), item[1]
+                    real = real_samples(item[0])
+                    if collected is not None:
+                        collected.batches += 1
+                        collected.samples += real
+                    yield Ticket(stream, runs[stream].snapshot(), real), item[1]
         finally:
             for run in runs.values():
                 run.close()
@@ -132,6 +141,14 @@ def stream_links(layout: Layout, share: Shard) -> list[Composable[Any]]:
     if share.count > 1:
         links.insert(split_place(layout), Composable(stage=AutoSplit(share)))
     return links
+
+
+def places_of(layout: Layout, count: int) -> list[int | None]:
+    """For each place of such a chain its number in the layout; None for the split."""
+    places: list[int | None] = [*range(len(layout.links))]
+    if count > 1:
+        places.insert(split_place(layout), None)
+    return places
 
 
 def split_place(layout: Layout) -> int:

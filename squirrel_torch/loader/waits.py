@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, thread_time
 
 __all__ = ["Waited", "Waits"]
 
@@ -15,6 +15,7 @@ class Waited:
     Args:
         waiting: Seconds in `next`, waiting for batches.
         working: Seconds between, working on them.
+        computing: Of these, seconds of CPU time of the thread, until the last batch was asked for.
         batches: How many were given.
         since: When the pass began, by `time.monotonic`. Another pass has another one.
     """
@@ -23,6 +24,7 @@ class Waited:
     working: float = 0.0
     batches: int = 0
     since: float = 0.0
+    computing: float = 0.0
 
     @property
     def share(self) -> float:
@@ -37,23 +39,39 @@ class Waits:
     It is `inside` the loader, or outside, and `since` when.
     """
 
-    __slots__ = ("_began", "_over", "_waiting", "_working", "batches", "inside", "since")
+    __slots__ = ("_began", "_computing", "_cpu", "_over", "_waiting", "_working", "batches", "inside", "since")
 
     def __init__(self, now: float) -> None:
         self._began = self.since = now
-        self._waiting = self._working = 0.0
+        self._waiting = self._working = self._computing = 0.0
+        self._cpu: float | None = None  # not known before the first batch: another thread may take them
         self.batches = 0
         self.inside = self._over = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the pass has ended."""
+        return self._over
+
+    @classmethod
+    def none(cls) -> Waits:
+        """Those of no pass."""
+        waits = cls(monotonic())
+        waits.ended(waits.since)
+        return waits
 
     def asked(self, now: float) -> None:
         """A batch was asked for."""
         self._working += now - self.since
+        if self._cpu is not None:
+            self._computing += thread_time() - self._cpu
         self.since, self.inside = now, True
 
     def given(self, now: float) -> None:
         """It was given."""
         self._waiting += now - self.since
         self.since, self.inside = now, False
+        self._cpu = thread_time()
         self.batches += 1
 
     def ended(self, now: float) -> None:
@@ -71,4 +89,4 @@ class Waits:
         inside = self.inside
         waiting = self._waiting + (running if inside else 0.0)
         working = self._working + (0.0 if inside else running)
-        return Waited(waiting, working, self.batches, self._began)
+        return Waited(waiting, working, self.batches, self._began, self._computing)

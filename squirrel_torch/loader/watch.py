@@ -26,8 +26,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
+from squirrel_torch import recording
 from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.loader.waits import Waits
+from squirrel_torch.recording import STEP, Recorder
 from squirrel_torch.sharding import can_gather
 
 __all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "failed"]
@@ -54,14 +56,18 @@ class Progress:
 
     Args:
         epoch: Which epoch it goes through.
+        lane: Of the loader, in a recording.
     """
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, lane: str = "loader") -> None:
         self.epoch = epoch
         self.ending = ""
         self.waits = Waits(monotonic())
+        self._lane = lane
+        self._asked = self.since
         self.thread = threading.get_ident()
         self.hands: Any = None
+        recording.unfinished.add(self)
 
     @property
     def step(self) -> int:
@@ -80,7 +86,11 @@ class Progress:
 
     def asked(self) -> None:
         """A batch was asked for."""
-        self.waits.asked(monotonic())
+        now = monotonic()
+        if (recorder := recording.recorder) is not None:
+            self._worked(recorder, now)
+        self._asked = now
+        self.waits.asked(now)
 
     def given(self) -> None:
         """It was given."""
@@ -88,8 +98,29 @@ class Progress:
 
     def end(self, how: str) -> None:
         """It has ended, and how, in words."""
-        self.waits.ended(monotonic())
+        now = monotonic()
+        if (recorder := recording.recorder) is not None and self.inside:
+            name, args = "wait for end" if how == ENDED else "wait in vain", {"step": self.step, "epoch": self.epoch}
+            recorder.span(self._lane, "wait", name, self.since, now, args)
+        elif recorder is not None:
+            self._worked(recorder, now)
+        self.waits.ended(now)
         self.ending = how
+
+    def dropped(self) -> None:
+        """The pass was let go of: a loop over it was left."""
+        if (recorder := recording.recorder) is not None:
+            self.so_far(recorder)
+
+    def so_far(self, recorder: Recorder) -> None:
+        """See `recording.Unfinished`."""
+        if not (self.inside or self.ending):
+            self._worked(recorder, monotonic())
+
+    def _worked(self, recorder: Recorder, now: float) -> None:
+        """A step is over, if there was one."""
+        if self.step:
+            recorder.put((STEP, self._lane, self._asked, self.since, now, self.step - 1, self.epoch))
 
     def line(self) -> str:
         """Where it is in code that is neither ours nor torch's."""

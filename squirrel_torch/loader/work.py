@@ -19,6 +19,8 @@ from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.iterstream.stages import Batched, ZipIndex
 from squirrel_torch.loader.reports import gathered
+from squirrel_torch.loader.seen import seen
+from squirrel_torch.observe.collected import Collected
 from squirrel_torch.plan import Deal
 from squirrel_torch.storage import Ids
 
@@ -31,8 +33,15 @@ _MOST_ROWS: Final = 4096
 class Work(Protocol):
     """One pass, as a worker is told of it."""
 
-    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
-        """(ticket, batch) of worker `worker` of `count`."""
+    def batches(self, layout: Layout, worker: int, count: int, collected: Collected | None = None) -> Iterator[tuple[Any, Any]]:
+        """(ticket, batch) of worker `worker` of `count`.
+
+        Args:
+            layout: The chain.
+            worker: Who makes them.
+            count: How many workers there are.
+            collected: Looks at the runs, and is told of each batch; None: nobody does.
+        """
 
 
 class Serve:
@@ -40,22 +49,28 @@ class Serve:
 
     Args:
         layout: The chain.
+        observes: Whether it looks at where the time goes.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, observes: bool = True) -> None:
         self._layout = layout
+        self.observes = observes
         self.monitors = [monitor for monitor in monitors_of(layout.links) if monitor.measures]
         """Those of the chain that have something to tell."""
 
-    def __call__(self, work: Work, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
-        batches = work.batches(self._layout, worker, count)
+    def __call__(self, work: Work, worker: int, count: int, collected: Collected | None = None) -> Iterator[tuple[Any, Any]]:
+        if self.observes:
+            collected = Collected() if collected is None else collected
+            batches = seen(work.batches(self._layout, worker, count, collected), collected)
+        else:
+            batches = work.batches(self._layout, worker, count)
         return gathered(batches, self.monitors, count) if self.monitors else batches
 
 
 class Nothing:
     """A pass without batches, for workers that have to leave one."""
 
-    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[Any, Any]]:
+    def batches(self, layout: Layout, worker: int, count: int, collected: Collected | None = None) -> Iterator[tuple[Any, Any]]:
         """None."""
         return iter(())
 
@@ -74,7 +89,7 @@ class PlannedWork:
     deal: Deal
     rank: int
 
-    def batches(self, layout: Layout, worker: int, count: int) -> Iterator[tuple[int, Any]]:
+    def batches(self, layout: Layout, worker: int, count: int, collected: Collected | None = None) -> Iterator[tuple[int, Any]]:
         """Batch j is made by worker j mod `count`: which worker makes a batch decides nothing else about it.
 
         Raises:
@@ -89,16 +104,25 @@ class PlannedWork:
             )
         steps = self.deal.steps(self.rank)
         own = range(worker, sys.maxsize if steps is None else steps, count)
-        run: Run[Any] = Run(self._links(layout, planned, own), lambda: self.epoch)
+        size = self.deal.batch
+        # The run begins with one place for all that order and choose.
+        places = [0, *range(len(layout.ordering), len(layout.links))]
+        observer = None if collected is None else collected.numbered(places)
+        run: Run[Any] = Run(self._links(layout, planned, own), lambda: self.epoch, observer=observer)
         with run:
             for step in own:
                 # Not zip: what comes behind the last batch is looked at too.
                 batch = next(run, _END)
                 if batch is _END:
                     raise _unequal(layout, "fewer")
+                if collected is not None:
+                    collected.batches += 1
+                    collected.samples += size
                 yield step, batch
             if next(run, _END) is not _END:
                 raise _unequal(layout, "more")
+            if collected is not None and own:  # only the last one may be smaller
+                collected.samples += len(self.deal.positions(self.rank, own[-1])) - size
 
     def _links(self, layout: Layout, planned: Planned, own: range) -> list[Composable[Any]]:
         first = layout.ordering[0]

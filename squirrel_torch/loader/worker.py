@@ -10,15 +10,17 @@ from contextlib import suppress
 from enum import Enum
 from math import inf
 from multiprocessing.reduction import send_handle
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Final, Literal
 
+from squirrel_torch import recording
 from squirrel_torch.errors import PipelineError, StageTimeout, WorkerDiedError
 from squirrel_torch.execution.encoding import decode
 from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import PATIENCE, Page
 from squirrel_torch.execution.process import Luggage, OwnProcess
-from squirrel_torch.loader.line import TAKEN, Frame, Line, Order, read_frame
+from squirrel_torch.loader.handing import Handed
+from squirrel_torch.loader.line import RECORD, REST, TAKEN, Frame, Line, Order, read_frame
 from squirrel_torch.loader.notes import Handlers, handle
 from squirrel_torch.loader.serving import Place, serve_passes
 from squirrel_torch.loader.slots import FIRST_BYTES
@@ -71,13 +73,23 @@ class Opener:
 
 
 class Worker:
-    """One worker: its process, what it has said, and what became of its pass."""
+    """One worker: its process, what it has said, and what became of its pass.
 
-    def __init__(self, opener: Opener, place: Place, handlers: Handlers) -> None:
+    Args:
+        opener: Opens it.
+        place: Who it is.
+        handlers: Of notes.
+        lane: Of whoever takes its batches, in a recording.
+    """
+
+    def __init__(self, opener: Opener, place: Place, handlers: Handlers, lane: str) -> None:
         self._opener = opener
         self._place = place
         self._handlers = handlers
+        self._lane = lane
         self._notes: deque[Frame] = deque()
+        self._records = False
+        self._handed = Handed()
         self._number = 0
         self._frames: deque[Frame] = deque()
         self._last: Exception | End | None = None  # what comes after the frames
@@ -87,9 +99,17 @@ class Worker:
         self.process, self._memory = self._opener.open(self._place)
         self._line = Line(self.process.connection)
         self._dead = False
+        self._records = False
 
-    def start(self, order: Order) -> None:
-        """Begin a pass."""
+    def record(self, on: bool) -> None:
+        """Have it send spans of what it does, or no more."""
+        if on != self._records and not self._dead:
+            self._records = on
+            self._line.post(RECORD if on else REST)
+
+    def start(self, order: Order, handed: Handed, *, records: bool = False) -> None:
+        """Begin a pass, tell `handed` of its batches, and send spans of it or not."""
+        self._handed = handed
         self._frames.clear()
         self._notes.clear()
         self._last = None
@@ -98,6 +118,7 @@ class Worker:
             self._bury()
         if self._dead:
             self._open()
+        self.record(records)
         self._line.post(order.to_bytes())
 
     def receive(self, timeout: float, *, pinned: bool) -> tuple[Any, Any] | Literal[End.END]:
@@ -152,6 +173,7 @@ class Worker:
             self._frames.append(frame)
 
     def _taken(self, frame: Frame, pinned: bool) -> tuple[Any, Any]:
+        began = perf_counter()
         try:
             taken: tuple[Any, Any] = self._copy(frame, pinned)
         except Exception as error:
@@ -160,6 +182,11 @@ class Worker:
             raise
         if not self._dead:
             self._line.post(TAKEN)
+        now, size = perf_counter(), frame.numbers + frame.pickled
+        self._handed.unpacking += now - began
+        self._handed.size += size
+        if (recorder := recording.recorder) is not None:
+            recorder.put((recording.UNPACK, self._lane, began, now, self._place.worker, size))
         return taken
 
     def _copy(self, frame: Frame, pinned: bool) -> Any:

@@ -7,16 +7,19 @@ import os
 import select
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from time import monotonic
 from typing import Any, Literal
 
 import torch
 
+from squirrel_torch import recording
 from squirrel_torch.checks import require_at_least, require_callable, require_seconds
 from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.execution.page import PATIENCE
 from squirrel_torch.execution.process import portable_bytes
+from squirrel_torch.loader.handing import KIND as HANDING
+from squirrel_torch.loader.handing import Handed
 from squirrel_torch.loader.line import Order
 from squirrel_torch.loader.notes import Handlers
 from squirrel_torch.loader.serving import Place, Serve
@@ -41,6 +44,7 @@ class Workers:
         most_bytes: How much memory each worker shares at most; batches for which there is no room go through a pipe.
         dataset: What `torch.utils.data.get_worker_info().dataset` is in the workers.
         pinned: Whether tensors are put into pinned memory, where CUDA is available.
+        lane: Of whoever takes the batches, in a recording.
 
     Raises:
         PipelineError: If there is no memory to share, or the system is not one of the family of Unix.
@@ -60,6 +64,7 @@ class Workers:
         most_bytes: int = 1 << 30,
         dataset: Any = None,
         pinned: bool = False,
+        lane: str = "loader",
     ) -> None:
         require_callable("serve", serve)
         require_at_least("count", count, 1)
@@ -75,17 +80,21 @@ class Workers:
             raise PipelineError("worker processes need select.poll, which this system does not have")
         self._timeout = float(timeout)
         self._pinned = pinned
+        self._recorder: recording.Recorder | None = None
         self._passes = 0
+        self._handed = Handed()
+        self.begins: Callable[[Handed], object] | None = None
+        """Told what looks at how the batches of a pass come that begins."""
         opener = Opener((serve, dataset, worker_init_fn), start_method)
         self._workers: list[Worker] = []
-        self.handlers: Handlers = {}
+        self.handlers: Handlers = {recording.KIND: partial(recording.take, lane)}
         """What is called with the notes of workers (see `notes.py`), by their kinds. Filled and emptied at any time."""
         self.waits_for: int | None = None
         """The worker that a batch was asked of last."""
         self._finalizer = weakref.finalize(self, _close, self._workers, os.getpid())
         try:
             for worker in range(count):
-                self._workers.append(Worker(opener, Place(worker, count, prefetch, most_bytes), self.handlers))
+                self._workers.append(Worker(opener, Place(worker, count, prefetch, most_bytes), self.handlers, lane))
         except BaseException:
             self.close()
             raise
@@ -121,8 +130,13 @@ class Workers:
                 raise ValueError(f"a seed must be from 0 to 2**64 - 1, got {seed!r}")
         data = portable_bytes(work)
         self._passes += 1
+        self._handed = Handed()
+        self.handlers[HANDING] = self._handed.take
+        if self.begins is not None:
+            self.begins(self._handed)
+        self._recorder = recording.recorder
         for worker, seed in zip(self._workers, seeds, strict=True):
-            worker.start(Order(self._passes, int(seed), data))
+            worker.start(Order(self._passes, int(seed), data), self._handed, records=self._recorder is not None)
 
     def receive(self, worker: int) -> tuple[Any, Any] | Literal[End.END]:
         """The next ticket and batch of a worker, waited for; END after its last, as often as it is asked.
@@ -139,6 +153,10 @@ class Workers:
         if not self._passes:
             raise PipelineError("no pass was started: call start() before receive()")
         self.waits_for = worker
+        if recording.recorder is not self._recorder:  # a recording has begun or ended meanwhile
+            self._recorder = recording.recorder
+            for one in self._workers:
+                one.record(self._recorder is not None)
         return self._workers[worker].receive(self._timeout, pinned=self._pinned and _cuda())
 
     def poll(self, worker: int) -> bool:

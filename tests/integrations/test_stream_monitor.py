@@ -52,7 +52,9 @@ class TestWaited:
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_all_the_time_of_a_pass_is_in_it(self, workers):
-        loader = StreamLoader(IterableSource(range(40)).map(slowly).batched(4), num_workers=workers)
+        # Nobody else takes the time of this thread.
+        quiet = {"num_workers": workers, "observe": False, "report_after": 0}
+        loader = StreamLoader(IterableSource(range(40)).map(slowly).batched(4), **quiet)
         iterator = iter(loader)
         begin, waiting = time.monotonic(), 0.0
         for number in range(10):
@@ -63,9 +65,10 @@ class TestWaited:
             waited = loader.waited
             assert waited.batches == number + 1
         seconds = time.monotonic() - begin
-        assert waited.waiting == pytest.approx(waiting, rel=0.03)
-        assert waited.waiting + waited.working == pytest.approx(seconds, rel=0.03)
-        assert waited.share == pytest.approx(waiting / seconds, rel=0.03)
+        # A busy machine may stop this thread between two clocks.
+        assert waited.waiting == pytest.approx(waiting, rel=0.03, abs=0.01)
+        assert waited.waiting + waited.working == pytest.approx(seconds, rel=0.03, abs=0.01)
+        assert waited.share == pytest.approx(waiting / seconds, rel=0.03, abs=0.04)
         asked = time.monotonic()
         assert next(iterator, None) is None
         end = time.monotonic() - asked
@@ -149,6 +152,19 @@ class TestStreamMonitor:
             if number in (1, 3):  # within an epoch
                 begin, end = model.stamps[4 * number - 1], model.stamps[4 * number + 3]
                 assert float(line["batches/s"]) == pytest.approx(4 / (end - begin), rel=0.15)
+
+    def test_stages_beside_the_loss(self, tmp_path):
+        _, lines = trained(tmp_path, StreamLoader(chain(30)), StreamMonitor(10), max_epochs=1)
+        figures = [line for line in lines if "data wait share" in line]
+        assert len(figures) == 3
+        for line in figures[1:]:
+            seen = {name: float(value) for name, value in line.items() if name.startswith("stage ") and value}
+            (busy,) = (value for name, value in seen.items() if "slowly" in name and name.endswith("busy"))
+            (rate,) = (value for name, value in seen.items() if "slowly" in name and name.endswith("items/s"))
+            assert 0.05 < busy < 1
+            assert rate == pytest.approx(float(line["samples/s"]), rel=0.35)
+        _, lines = trained(tmp_path / "without", StreamLoader(chain(20)), StreamMonitor(10, stages=False), max_epochs=1)
+        assert not [name for line in lines for name in line if name.startswith("stage ")]
 
     def test_the_share_is_that_of_the_clock(self, tmp_path):
         # 8 ms for a batch, 10 ms and what Lightning takes for a step; more where the machine is busy.

@@ -44,6 +44,9 @@ def test_a_slow_stage_of_another_rank_is_named(workers, tmp_path):
     (first, *_) = [line for line in out.splitlines() if line.startswith("rank 0 has been at step 4 of epoch 0")]
     assert "it works outside of the loader, in train (" in first, out
     assert "rank 1 is at step 3 of epoch 0 and " in first
+    assert (
+        "rank 1 waits for step 3 of epoch 0, which " + ("worker 1 (pid " if workers else "hangs in stage 1 of 2, Map(") in out
+    )
     if workers:
         assert "waits in the loader for worker 1, which is in stage map, at File" in first
         assert "in slow_decode" in first

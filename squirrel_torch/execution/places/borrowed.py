@@ -8,6 +8,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from concurrent.futures.process import BrokenProcessPool
 from itertools import count
 from queue import SimpleQueue
+from typing import ClassVar
 
 from squirrel_torch.execution.call import Call, LocalGate, Outcome, belongs_to
 from squirrel_torch.execution.remote import RemoteCall, work_on
@@ -28,6 +29,8 @@ class Borrowed:
         gate: Closed when the stream ends.
         deliver: Gets each outcome.
     """
+
+    kind: ClassVar = "executor"
 
     def __init__(self, executor: Executor, call: Call, gate: LocalGate, deliver: Deliver) -> None:
         workers = getattr(executor, "_max_workers", None)

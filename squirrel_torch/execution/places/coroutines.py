@@ -8,7 +8,8 @@ import threading
 from collections import deque
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from time import perf_counter
+from typing import Any, ClassVar
 
 from squirrel_torch.execution.call import Call, LocalGate, Outcome, belongs_to
 from squirrel_torch.execution.work import Chunk, Deliver
@@ -29,6 +30,7 @@ class Coroutines:
         deliver: Gets each outcome.
     """
 
+    kind: ClassVar = "coroutine"
     overhead = 0.0  # items travel alone: each is a task anyway
 
     def __init__(self, call: Call, workers: int | None, most_workers: int, gate: LocalGate, deliver: Deliver) -> None:
@@ -66,16 +68,17 @@ class Coroutines:
             self._start()
 
     async def _work(self, chunk: Chunk) -> None:
-        outcome = Outcome()
+        outcome, began = Outcome(), perf_counter()
         try:
-            outcome.values.append(await self._attempts(chunk.items[0]))
+            outcome.values.append(await self._attempts(chunk.items[0], outcome))
         except BaseException as error:  # raised where the stream is consumed
             if self._gate.closed:
                 raise
             outcome.fail(error)
+        outcome.began, outcome.worked = began, perf_counter() - began
         self._deliver(chunk, outcome)
 
-    async def _attempts(self, item: Any) -> Any:
+    async def _attempts(self, item: Any, outcome: Outcome) -> Any:
         policy = self._call.policy
         used = 0
         while True:
@@ -89,6 +92,7 @@ class Coroutines:
                     raise
                 pause = policy.pause(used)
             await asyncio.sleep(pause)
+            outcome.retries += 1
 
     async def _within(self, item: Any, timeout: float) -> Any:  # asyncio's own drops the stack
         task = self._loop.create_task(self._call.callback(item))

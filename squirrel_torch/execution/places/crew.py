@@ -37,6 +37,7 @@ class Crew:
         make_runner: Called once in each thread.
         workers: At most this many threads, for now.
         most_workers: At most this many ever.
+        kind: See `Place`.
         overhead: See `Place`.
         gate: Closed when the stream ends.
         deliver: Gets each outcome.
@@ -47,12 +48,14 @@ class Crew:
         make_runner: Callable[[], Runner],
         workers: int,
         most_workers: int,
+        kind: str,
         overhead: float,
         gate: LocalGate,
         deliver: Deliver,
     ) -> None:
         self.workers = workers
         self.most_workers = max(workers, most_workers)
+        self.kind = kind
         self.overhead = overhead
         self._make_runner = make_runner
         self._gate = gate
@@ -88,6 +91,7 @@ class Crew:
         runner: Runner | None = None
         inbox, gate, deliver = self._inbox, self._gate, self._deliver
         belongs_to(gate)
+        name = f"{self.kind} {number}"
         try:
             while (chunk := inbox.get()) is not None and not gate.closed:
                 try:
@@ -96,6 +100,7 @@ class Crew:
                     outcome = runner.run(chunk.items, chunk.limit)
                 except BaseException as error:  # noqa: BLE001  # raised where the stream is consumed
                     outcome = Outcome(fatal=error)
+                outcome.worker = outcome.worker or name
                 self._delivered += 1
                 deliver(chunk, outcome)
                 del chunk, outcome
@@ -163,4 +168,4 @@ def threads(
             initializer(*initargs)
         return _ThreadRunner(call, gate)
 
-    return Crew(make_runner, workers, most_workers, 50e-6, gate, deliver)
+    return Crew(make_runner, workers, most_workers, "thread", 50e-6, gate, deliver)

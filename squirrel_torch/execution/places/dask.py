@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import count
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import uuid4
 
 from squirrel_torch.describe import describe_callable, describe_item
@@ -64,6 +64,7 @@ class DaskCluster:
         ExecutorLostError: If no scheduler answers at the address within 10 s.
     """
 
+    kind: ClassVar = "dask"
     overhead = 5e-3
 
     def __init__(self, executor: Any, call: Call, gate: LocalGate, deliver: Deliver) -> None:

@@ -53,7 +53,7 @@ def processes(
 ) -> Crew:
     """The callback in processes, one for each thread of a crew; each calls `initializer` first, if there is one."""
     recipe = _Recipe(call, initializer, initargs, start_method)
-    return Crew(lambda: _ProcessRunner(recipe, gate), workers, most_workers, 200e-6, gate, deliver)
+    return Crew(lambda: _ProcessRunner(recipe, gate), workers, most_workers, "process", 200e-6, gate, deliver)
 
 
 class _Recipe:
@@ -81,6 +81,7 @@ class _ProcessRunner:
         began = monotonic()
         outcome = attend(self._vessel, items, self._recipe.call.policy, self._gate, limit)
         outcome.seconds = monotonic() - began  # with the way there and back: large results should travel in small chunks
+        outcome.worker = self._vessel.name
         return outcome
 
     def stop(self) -> None:
@@ -97,6 +98,11 @@ class _ProcessVessel:
         self._recipe = recipe
         self._gate = gate
         self._child: _Child | None = None
+
+    @property
+    def name(self) -> str:
+        """Which process it is; empty if it is none now."""
+        return "" if self._child is None else self._child.name
 
     def run(self, items: Sequence[Any], used: int, limit: float) -> Outcome:
         """Work on `items`. Raises Lost when one takes longer than the time limit, or the process dies."""
@@ -197,6 +203,7 @@ class _Child:
             self.process = OwnProcess(context, serve, arguments, self.control, name, tied=True, given_up=lambda: gate.closed)
         except GivenUp:
             raise ChannelClosed from None
+        self.name = f"process {self.process.pid}"
         self._connection = self.process.connection
         self.channel = Channel(self._connection, self.process.pid)
         self.process.owns(self.channel)

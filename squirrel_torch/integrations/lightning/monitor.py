@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,8 @@ except ImportError as error:
 
 from squirrel_torch.integrations.lightning.loop import TrainingLoop
 from squirrel_torch.loader import Padded, StreamLoader, Waited
+from squirrel_torch.metrics import accepted_by_mlflow
+from squirrel_torch.observe import Figures, since
 
 __all__ = ["StreamMonitor", "samples_of"]
 
@@ -26,6 +29,8 @@ class StreamMonitor(Callback):
     * "data wait share": the share of the time that was spent waiting for the next batch of the training streams, from 0 to 1.
       Near 0 the data is fast enough; whatever is above is what a faster stream would save.
     * "batches/s" and "samples/s", over the same time.
+    * of each stage of the streams "stage 2 map decode busy", the share of the time in which it worked, and "... items/s" where
+      that is known, as `StreamLoader.report` has them.
 
     The time is that from one report to the next, without validation in between; the first begins with the first batch. It takes
     `StreamLoader` objects, or a `StreamDataModule`, which makes them. With several training streams their waits are added. In a
@@ -35,6 +40,7 @@ class StreamMonitor(Callback):
         every_n_steps: Batches from report to report.
         prefix: Stands before the names.
         samples: Gives the number of samples of a batch. By default `samples_of`.
+        stages: Whether to log the stages.
 
     Raises:
         ValueError: If `every_n_steps` is below 1.
@@ -45,14 +51,23 @@ class StreamMonitor(Callback):
         >>> monitor = StreamMonitor(every_n_steps=100)  # Trainer(callbacks=[monitor])
     """
 
-    def __init__(self, every_n_steps: int = 50, *, prefix: str = "", samples: Callable[[Any], int] | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        *,
+        prefix: str = "",
+        samples: Callable[[Any], int] | None = None,
+        stages: bool = True,
+    ) -> None:
         require_at_least("every_n_steps", every_n_steps, 1)
         if samples is not None:
             require_callable("samples", samples)
         self.every_n_steps = every_n_steps
         self.prefix = prefix
         self._samples_of = samples_of if samples is None else samples
+        self._stages = stages
         self._window: _Window | None = None
+        self._seen: dict[StreamLoader[Any], Figures] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -79,10 +94,25 @@ class StreamMonitor(Callback):
         window.count(self._samples_of(batch), loop.loaders)
         if window.batches == self.every_n_steps:
             now = monotonic()
-            figures = {f"{self.prefix}{name}": value for name, value in window.figures(now).items()}
+            metrics = window.figures(now)
+            if self._stages:
+                metrics |= self._stages_of(loop.loaders)
+            figures = {f"{self.prefix}{name}": value for name, value in metrics.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=loop.logged_step)
             self._window = _Window(loop.loaders, now)
+
+    def _stages_of(self, loaders: Sequence[StreamLoader[Any]]) -> dict[str, float]:
+        """Those of the time since the last report."""
+        found: dict[str, float] = {}
+        for number, loader in enumerate(loaders):
+            report = loader.report()
+            now, before = report.figures, self._seen.get(loader)
+            self._seen[loader] = now
+            seen = replace(report, figures=now if before is None else since(now, before)).metrics()
+            of = f"stream {number} " if len(loaders) > 1 else ""
+            found |= {accepted_by_mlflow(f"{of}{name}"): value for name, value in seen.items()}
+        return found
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""

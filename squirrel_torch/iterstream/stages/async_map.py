@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, ClassVar, Literal, TypeVar
 
 from squirrel_torch.checks import require_at_least, require_callable, require_positive_seconds, require_seconds
-from squirrel_torch.describe import describe_item
+from squirrel_torch.describe import describe_callable, describe_item
 from squirrel_torch.errors import TooManyFailuresError
 from squirrel_torch.execution import (
     Call,
@@ -19,6 +19,7 @@ from squirrel_torch.execution import (
     ExecutorLike,
     Flow,
     Policy,
+    Tally,
     Tuner,
     check_executor,
     choose_place,
@@ -164,8 +165,17 @@ class AsyncMap(Stage[T, U]):
         place = choose_place(executor, call, workers, self.buffer, self._home)
         chunksize = None if self.chunksize == "auto" else self.chunksize
         tuner = Tuner.of(self.max_workers, self.buffer, report.chosen)
+        report.calls = report.calls or Tally()
         with Flow(
-            items, place, buffer=self.buffer, ordered=self.ordered, chunksize=chunksize, stops=policy.stops, tuner=tuner
+            items,
+            place,
+            buffer=self.buffer,
+            ordered=self.ordered,
+            chunksize=chunksize,
+            stops=policy.stops,
+            tuner=tuner,
+            tally=report.calls,
+            name=describe_callable(self.callback),
         ) as flow:
             del items
             for chunk in iter(flow.take, None):

@@ -298,7 +298,7 @@ class StageLevel(Level):
         entry = self._lifetime.opened(self._link, self._place)
         steps: Any = self if self._stage.repeats else self._below.steps()
         entry.iterator = self._stage.follow(steps, self.memory, self._following)
-        return entry.iterator
+        return self._lifetime.seen(entry, entry.iterator)
 
     def of_pass(self, number: int) -> Iterator[Step]:
         """The steps of a pass of the places before."""

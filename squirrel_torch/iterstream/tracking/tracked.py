@@ -9,7 +9,7 @@ from squirrel_torch.errors import PipelineError, StateError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
-from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.run import Lifetime, Observer
 from squirrel_torch.iterstream.source import Mix, Source
 from squirrel_torch.iterstream.stage import Context, Id, Stage, Step
 from squirrel_torch.iterstream.tracking.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
@@ -33,15 +33,22 @@ class Tracked(Iterator[Step]):
         links: The places of the chain, from its source on.
         epoch: The number of the epoch.
         state: What `snapshot` gave; None to begin at the beginning.
+        observer: Looks at it while it goes on.
 
     Raises:
         StateError: If the state can't be one of this chain.
     """
 
-    def __init__(self, links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None) -> None:
+    def __init__(
+        self,
+        links: Sequence[Composable[Any]],
+        epoch: int,
+        state: list[Any] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         check_state(links, state)
         self._state = state
-        self._lifetime = Lifetime()
+        self._lifetime = Lifetime(observer)
         self._opened: list[Level] = []
         context = Context(epoch, (), self._lifetime.reports)
         # It must not know this object: a cycle would keep an abandoned run alive until the garbage collector comes.
@@ -78,9 +85,11 @@ def _guarded(
         raise
 
 
-def track(links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None) -> Tracked:
+def track(
+    links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None, observer: Observer | None = None
+) -> Tracked:
     """See `Tracked`."""
-    return Tracked(links, epoch, state)
+    return Tracked(links, epoch, state, observer)
 
 
 def followed(links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime) -> Iterator[Any]:
