@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
 def started(
-    script: Path, *arguments: object, torchrun: int = 0, restarts: int = 0, cwd: Path | None = None, **environment: str
+    script: Path | str, *arguments: object, torchrun: int = 0, restarts: int = 0, cwd: Path | None = None, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A script that runs, under torchrun with that many ranks if asked. At the end nothing is left of it."""
     launch = [sys.executable]
@@ -90,3 +91,24 @@ def error_of(loader: Iterable[object]) -> Exception:
         getattr(iterator, "_shutdown_workers", lambda: None)()
         return error.with_traceback(None)
     raise AssertionError("the loader raised nothing")
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """What an offline run has written: records of protobuf in a log of LevelDB's format (github.com/google/leveldb)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = path.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of it, or its end
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record

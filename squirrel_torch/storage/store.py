@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
+from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage.rows import KeyRows, Rows, StoredRows
 
@@ -81,6 +82,11 @@ class Group:
     first: int
     samples: list[Any]
     name: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload, by which it is sent to other processes."""
+        return size_of(self.samples)
 
 
 class Writing:

@@ -9,7 +9,7 @@ from tests.support import run_script
 pytestmark = pytest.mark.slow
 
 CLUSTER = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time, warnings
 import numpy as np
 from squirrel_torch import ExecutorLostError, IterableSource, WorkerDiedError
 
@@ -93,6 +93,11 @@ def check(address, scheduler):
     assert [(sample["n"], sample["x"][9]) for sample in store] == [(n, n) for n in range(1000)]
     again = IterableSource(store.keys()).async_map(store.get, executor=address).map(lambda sample: sample["n"])
     assert again.collect() == list(range(1000))
+    # Large shards are data for the scheduler, no part of a task: dask would warn of that.
+    warnings.simplefilter("error")
+    large = IterableSource(range(3)).map(lambda n: {"x": np.full(1_500_000, n)})
+    large.sink(ShardStore(folder, mode="overwrite", shard_rows=1), executor=address)
+    assert [sample["x"][-1] for sample in ShardStore(folder)] == [0, 1, 2]
 """,
         tmp_path,
     )

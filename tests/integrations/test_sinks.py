@@ -17,7 +17,7 @@ from squirrel_torch.integrations.sinks.csv import CSVSink
 from squirrel_torch.integrations.sinks.prometheus import PrometheusSink
 from squirrel_torch.metrics import MetricsConf
 from squirrel_torch.reporting import Sink
-from tests.support import error_of, run_script
+from tests.support import error_of, run_script, wandb_records
 
 IOPS, THROUGHPUT = "IOPS number/s", "throughput MB/s"
 
@@ -260,27 +260,6 @@ except ValueError as error:
         "the metrics '(a) x' and 'a x' would both be named 'a x' here, where not all characters are allowed: give one of the "
         "monitors another prefix",
     ]
-
-
-def wandb_records(path):
-    """What an offline run has written: records of protobuf in a log of LevelDB's format (github.com/google/leveldb)."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, whole = Path(path).read_bytes(), 7, b""
-    assert data.startswith(b":W&B")
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # all of it, or its end
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
 
 
 @pytest.mark.slow
