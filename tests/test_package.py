@@ -1,22 +1,28 @@
 """The package as a whole: its names, its imports, its documents and its examples."""
 
 import importlib
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 
 import squirrel_torch
 from squirrel_torch import iterstream
 from squirrel_torch.iterstream import foreign
-from tests.support import ROOT, run_script
+from tests.support import ROOT, kill_all, run_script
 
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(squirrel_torch.__path__, "squirrel_torch.")
     if not module.name.endswith("__main__")
 ]
-OPTIONAL = ("accelerate", "dask", "distributed", "numba", "wandb", "mlflow", "lightning", "s3fs", "tensorboard", "transformers")
+OPTIONAL = (
+    *("accelerate", "dask", "distributed", "numba", "wandb", "mlflow", "lightning", "opentelemetry", "s3fs", "tensorboard"),
+    "transformers",
+)
 LAZY = ("pyarrow", "fsspec", "cloudpickle", "tqdm", "pandas", "sklearn")
 
 
@@ -82,17 +88,39 @@ print(sorted(IterableSource(store.keys()).shuffle(3).prefetch(store).batched(2).
     assert run_script(code, tmp_path, PYTHONWARNINGS="error").strip() == "[0, 1, 2, 3]"
 
 
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "squirrel_torch").rglob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "squirrel_torch").rglob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+    ]
+)
 
 
 def blocks(path):
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def runner():
+    """A process that runs scripts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "documents.py")]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        kill_all(process.pid)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path)], ids=lambda path: path.name)
-def test_the_code_of_a_document_runs(path, tmp_path):
-    run_script("\n".join(blocks(path)), tmp_path, PYTHONWARNINGS="error")
+def test_the_code_of_a_document_runs(path, tmp_path, runner):
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(blocks(path)))
+    runner.stdin.write(f"{script}\n")
+    runner.stdin.flush()
+    assert runner.stdout.readline() == "0\n", (tmp_path / "output.txt").read_text()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

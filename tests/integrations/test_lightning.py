@@ -122,9 +122,15 @@ WAYS = {
 OVERFITTING = {"overfit_batches": 3, "max_epochs": 3, "num_sanity_val_steps": 0}
 
 
+def kinds_and_ways():
+    """All ways with a planned chain, and those that differ most with the others."""
+    for kind in CHAINS:
+        for way in WAYS if kind == "planned" else ("plain", "limited", "reloading", "all of it"):
+            yield kind, way
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize(("kind", "way"), list(kinds_and_ways()))
 @pytest.mark.filterwarnings("ignore:.*is run again:UserWarning")
 def test_a_resumed_run_gets_the_batches_of_one_that_was_not_stopped(kind, way, tmp_path):
     options, val = WAYS[way], "val_check_interval" in WAYS[way]
@@ -199,10 +205,17 @@ def behind_each_step(whole, accumulated):
     return [number for number, (epoch, at) in enumerate(places, 1) if (at + 1) % accumulated == 0 or at == last[epoch]]
 
 
+def ways_of_several():
+    """Each way with two kinds of streams, and the plain one with two of a kind."""
+    for mode in ("max_size_cycle", "min_size"):
+        for way in ("plain", "limited", "too generous", "accumulating", "reloading", "overfitting"):
+            yield way, mode, "planned", "streamed"
+        yield "plain", mode, "planned", "planned"
+        yield "plain", mode, "streamed", "streamed"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("long", "short"), [("planned", "planned"), ("streamed", "streamed"), ("planned", "streamed")])
-@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size"])
-@pytest.mark.parametrize("way", ["plain", "limited", "too generous", "accumulating", "reloading", "overfitting"])
+@pytest.mark.parametrize(("way", "mode", "long", "short"), list(ways_of_several()))
 def test_several_streams_at_once(way, mode, long, short, tmp_path):
     options = WAYS[way]
     whole, weights = trained(tmp_path, several(long, short, mode), every=1, **options)
