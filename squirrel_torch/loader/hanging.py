@@ -21,14 +21,13 @@ from squirrel_torch.execution import Call, Flow
 from squirrel_torch.execution.child import NO_ITEM
 from squirrel_torch.iterstream.blame import Opened
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.loader.watch import Progress
+from squirrel_torch.loader.watch import Progress, end_thread, frames_from
 
 __all__ = ["HangWatch", "hang_report"]
 
 _SLOWEST: Final = 30.0
 """Seconds between two looks, at most."""
 
-_PATIENCE: Final = 5.0
 _FRAMES: Final = 12
 _MOST: Final = 8
 """Threads, tasks or processes whose stacks are told."""
@@ -53,18 +52,12 @@ class HangWatch:
         self._done = threading.Event()
         arguments = progress, rank, patience, self._done
         self._thread = threading.Thread(target=_look, args=arguments, name="squirrel_torch_hang", daemon=True)
-        weakref.finalize(owner, _end, self._done, self._thread)  # it may be let go of without a word
+        weakref.finalize(owner, end_thread, self._done, self._thread)  # it may be let go of without a word
         self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
-        _end(self._done, self._thread)
-
-
-def _end(done: threading.Event, thread: threading.Thread) -> None:
-    done.set()
-    if thread.is_alive() and thread is not threading.current_thread():
-        thread.join(_PATIENCE)
+        end_thread(self._done, self._thread)
 
 
 def _look(progress: Progress, rank: int, patience: float, done: threading.Event) -> None:
@@ -100,11 +93,11 @@ def hang_report(progress: Progress, rank: int, waited: float) -> str:
     own = frames.get(progress.thread)
     if progress.agrees() or own is None:
         return f"{begin}and {progress.doing()}\n{_indented(_stack(own))}"
-    chain = _chain(own)
+    chain = frames_from(own)
     told = [_Told(threads.get(progress.thread, "thread"), chain)]
-    told += [
-        _Told(threads.get(flow._feeder.ident, "feeder"), _chain(frames.get(flow._feeder.ident or 0))) for flow in _flows(chain)
-    ]
+    for flow in _flows(chain):
+        feeder = flow._feeder
+        told.append(_Told(threads.get(feeder.ident, "feeder"), frames_from(frames.get(feeder.ident or 0))))
     found = next((hang for one in reversed(told) if (hang := _found(one.frames, chain))), "it makes itself")
     parts = [f"{begin}{found}"]
     parts += [f"thread {one.name} (most recent call last):\n{_stack(one.frames[0])}" for one in told if one.frames]
@@ -118,14 +111,6 @@ class _Told(NamedTuple):
 
     name: str
     frames: list[FrameType]
-
-
-def _chain(frame: FrameType | None) -> list[FrameType]:
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
 
 
 def _flows(frames: list[FrameType]) -> list[Flow]:
@@ -206,7 +191,7 @@ def _working(place: Any, frames: dict[int, FrameType], threads: dict[int | None,
 
 def _worked_on(frame: FrameType) -> str:
     """Which item a thread works on, by the frame that calls the callback."""
-    for one in _chain(frame):
+    for one in frames_from(frame):
         if one.f_code is Call._work.__code__:
             return _at(one.f_locals.get("items"), one.f_locals["outcome"].count)  # results are put there one by one
     return ""
@@ -215,7 +200,7 @@ def _worked_on(frame: FrameType) -> str:
 def _items_of(runner: Any, frames: dict[int, FrameType]) -> Any:
     """The chunk that a runner has sent to its process."""
     for frame in frames.values():
-        for one in _chain(frame):
+        for one in frames_from(frame):
             if "self" in one.f_code.co_varnames and one.f_locals.get("self") is runner:
                 return one.f_locals.get("items")
     return None
@@ -232,7 +217,7 @@ def _chunk_of(coroutine: Any) -> str:
 
 def _calls_back(frame: FrameType) -> bool:
     """Whether a thread runs a callback: one that waits for a chunk, or for its process, has nothing to tell."""
-    return any(one.f_code.co_filename.endswith("execution/call.py") for one in _chain(frame))
+    return any(one.f_code.co_filename.endswith("execution/call.py") for one in frames_from(frame))
 
 
 def _asked(child: Any) -> str:

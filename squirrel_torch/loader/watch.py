@@ -32,7 +32,7 @@ from squirrel_torch.loader.waits import Waits
 from squirrel_torch.recording import STEP, Recorder
 from squirrel_torch.sharding import can_gather
 
-__all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "failed"]
+__all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "end_thread", "failed", "frames_from"]
 
 ENDED: Final = "has ended its pass"
 LEFT: Final = "has left its pass before its last batch"
@@ -208,7 +208,7 @@ class Watch:
         self._store = _own_store()
         self._thread = threading.Thread(target=self._look, name="squirrel_torch_watch", daemon=True)
         # It may be let go of without a word. A thread that is in torch's code when Python ends would abort the process.
-        weakref.finalize(owner, _end, self._done, self._thread)
+        weakref.finalize(owner, end_thread, self._done, self._thread)
         self._thread.start()
 
     @classmethod
@@ -314,7 +314,8 @@ class Watch:
         return ""
 
 
-def _end(done: threading.Event, thread: threading.Thread) -> None:
+def end_thread(done: threading.Event, thread: threading.Thread) -> None:
+    """Tell a thread that waits for `done` to end, and wait for that, unless it is this one."""
     done.set()
     if thread.is_alive() and thread is not threading.current_thread():
         thread.join(_PATIENCE)
@@ -334,7 +335,12 @@ def _own_store() -> Any:
 
 def _frames(thread: int) -> list[FrameType]:
     """Those of another thread, the innermost first. Of the own one they would hold themselves."""
-    frame, frames = sys._current_frames().get(thread), []
+    return frames_from(sys._current_frames().get(thread))
+
+
+def frames_from(frame: FrameType | None) -> list[FrameType]:
+    """A frame and those further out."""
+    frames = []
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back

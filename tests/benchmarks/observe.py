@@ -70,6 +70,12 @@ def loader_job(workers: int, look: Look, path: Path | None, n: int) -> Job:
     return Job(loader, look, loader.close, path)
 
 
+def claims(what: str, times: Times) -> list[Claim]:
+    """It takes next to nothing."""
+    ratio = times.ratio(what, OFF)
+    return [Claim(f"{ratio:.3f} x of what it takes without (target {TARGET})", ratio <= TARGET)]
+
+
 def cheap(number: int) -> int:
     """Next to nothing, so that whatever looks weighs as much as it can."""
     return number + 1
@@ -87,10 +93,6 @@ def figures(name: str, title: str, n: int, workers: int, _: ExitStack) -> Table:
 
         return of
 
-    def claims(times: Times) -> list[Claim]:
-        ratio = times.ratio(FIGURES, OFF)
-        return [Claim(f"{ratio:.3f} x of what it takes without (target {TARGET})", ratio <= TARGET)]
-
     return Table(
         name=name,
         title=title,
@@ -98,7 +100,7 @@ def figures(name: str, title: str, n: int, workers: int, _: ExitStack) -> Table:
         limit=OFF,
         contenders=[Contender(OFF, make(False)), Contender(FIGURES, make(True), base=OFF)],
         check=check_figures,
-        claims=claims,
+        claims=partial(claims, FIGURES),
         work=lambda made: flow(made[0], all_of_it=False),
         took=float,
         close=lambda made: made[0].close(),
@@ -139,10 +141,6 @@ def table(name: str, title: str, n: int, make: Callable[[Look, Path | None, int]
     path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "trace.json"
     traced = partial(make, partial(tracing, path, most_bytes=1 << 30), path)
 
-    def claims(times: Times) -> list[Claim]:
-        ratio = times.ratio(TRACE, OFF)
-        return [Claim(f"{ratio:.3f} x of what it takes without (target {TARGET})", ratio <= TARGET)]
-
     return Table(
         name=name,
         title=title,
@@ -154,7 +152,7 @@ def table(name: str, title: str, n: int, make: Callable[[Look, Path | None, int]
             Contender(WRITTEN, lambda n: (traced(n), True), base=OFF),
         ],
         check=check,
-        claims=claims,
+        claims=partial(claims, TRACE),
         work=lambda made: flow(made[0], all_of_it=made[1]),
         took=float,
         close=lambda made: made[0].close(),
