@@ -150,6 +150,7 @@ def main() -> None:
     if rank == 0:
         assert bool((training.seen == options.epochs).all()), training.seen  # noqa: S101  # what the example is about
         print(f"each of {len(training.seen)} samples was trained on {options.epochs} times, by {ranks} processes at the end")
+    dist.barrier()  # gives gloo the time to let go of its tensors: torch 2.13 may abort if it does so while Python ends
     dist.destroy_process_group()
 
 

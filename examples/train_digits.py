@@ -139,6 +139,7 @@ def main() -> None:
     if first:
         print(f"held-out accuracy: {accuracy(network, held_out):.3f} on {len(held_out)} digits")
     if launched_by_torchrun:
+        dist.barrier()  # gives gloo the time to let go of its tensors: torch 2.13 may abort if it does so while Python ends
         dist.destroy_process_group()
 
 

@@ -194,7 +194,9 @@ def main():
     dist.init_process_group("gloo")
     folder = Path(sys.argv[1])
     train(folder, Options.read(folder).generation + int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
-    dist.destroy_process_group()
+    dist.barrier()
+    # A DDP model keeps the group's threads beyond its end. torch 2.13 aborts if one lets go of a tensor while Python ends.
+    os._exit(0)
 
 
 if __name__ == "__main__":
