@@ -243,6 +243,11 @@ class Composable(DataPipe[T_co]):
                 )
             done |= link._splits
 
+    @property
+    def _follows(self) -> bool:
+        """See `run.Link`."""
+        return not self._custom and self._stage is not None and self._stage.wanted is not None
+
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         """The iterator of this place of a run; see `run.Link`."""
         stage = self._stage
@@ -251,7 +256,7 @@ class Composable(DataPipe[T_co]):
         if isinstance(stage, SplitStage):
             lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
             return upstream.part(shard.within(stage.shard()))
-        if stage.wanted is not None:
+        if self._follows:
             from squirrel_torch.iterstream.tracking import followed
 
             links: list[Any] = [*upstream.links, self]

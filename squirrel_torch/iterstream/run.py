@@ -36,6 +36,10 @@ class Link(NamedLink, Protocol):
     def _repeats(self) -> bool:
         """Whether it may read what stands before it several times in one pass."""
 
+    @property
+    def _follows(self) -> bool:
+        """Whether it makes items with their ids: all places up to it are opened once more for that, and are seen there."""
+
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
         """Its iterator over the links before it, reduced to `shard`."""
 
@@ -271,7 +275,7 @@ def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shar
     entry = lifetime.opened(last, len(before))
     iterator = last._open(Upstream(before, context, lifetime), own, lifetime, shard)
     entry.iterator = iterator
-    return lifetime.seen(entry, iterator)
+    return iterator if last._follows else lifetime.seen(entry, iterator)
 
 
 class Upstream(Iterable[T]):

@@ -82,6 +82,14 @@ def test_calls_that_take_long_now_and_then():
     assert times.quantile(0.99) > 0.04
 
 
+def test_items_with_generators_of_their_own_are_counted_once():
+    def jitter(x, rng):
+        return x + rng.random()
+
+    report = IterableSource(range(40)).filter(lambda x: x % 2).map(jitter).map(float).batched(5).profile()
+    assert [stage.items for stage in report.figures.stages] == [40, 20, 20, 20, 4]
+
+
 def test_calls_elsewhere_are_counted_where_they_run():
     stage = stages_of(IterableSource(range(200)).async_map(wait, max_workers=3, retries=1).profile())[1]
     assert (stage.calls.place, stage.calls.workers, stage.calls.count) == ("thread", 3, 200)
