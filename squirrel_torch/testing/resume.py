@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Iterator
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,16 +16,16 @@ from squirrel_torch.iterstream.tracking import track
 __all__ = ["check_resume"]
 
 
-def check_resume(pipeline: Composable[Any], epoch: int = 0) -> None:
-    """Try whether a chain can be gone on with from before each of its items, in another process.
+def check_resume(*pipelines: Composable[Any], epoch: int = 0) -> None:
+    """Try whether chains can be gone on with from before each of their items, in another process.
 
-    It is run once, and its state saved before each item and behind the last. Another process, which knows the chain and
+    Each is run once, and its state saved before each item and behind the last. Another process, which knows the chains and
     nothing else, goes on from each of these states, to the end: it must give all the items that are left, in their order.
     Numbers, text, bytes, arrays, tensors, and dicts, lists and tuples of these are compared by what is in them, other
-    objects by their type.
+    objects by their type. That process is the same for all chains: to try several at once takes little longer than one.
 
     Args:
-        pipeline: The chain, such as ``IterableSource(range(20)).then(MyStage())``. All tails together are run, so it should
+        pipelines: The chains, such as ``IterableSource(range(20)).then(MyStage())``. All tails of each are run, so it should
             give some dozens of items.
         epoch: In which epoch.
 
@@ -35,6 +37,19 @@ def check_resume(pipeline: Composable[Any], epoch: int = 0) -> None:
         >>> from squirrel_torch import IterableSource
         >>> check_resume(IterableSource(range(9)).filter(lambda x: x % 2).shuffle(3))
     """
+    passed = [_passed(pipeline, epoch) for pipeline in pipelines]
+    jobs = [(pipeline, states) for pipeline, (states, _) in zip(pipelines, passed, strict=True)]
+    tails = _tails_elsewhere(jobs, epoch)
+    for (pipeline, states), (_, digests) in zip(jobs, passed, strict=True):
+        for number in range(len(states)):
+            tail = next(tails)
+            if isinstance(tail, str):
+                raise AssertionError(f"{pipeline!r} can't be gone on with behind {number} items: {tail}")  # noqa: TRY004  # it failed
+            _require_same(pipeline, f"the state behind {number} items", digests[number:], tail)
+
+
+def _passed(pipeline: Composable[Any], epoch: int) -> tuple[list[str], list[int]]:
+    """The states between its items, and what these are."""
     run = track(pipeline._links(), epoch)
     states, digests = [run.snapshot()], []
     for _, item in run:
@@ -42,10 +57,7 @@ def check_resume(pipeline: Composable[Any], epoch: int = 0) -> None:
         states.append(run.snapshot())
     plain = [digest_of(item) for item in pipeline.run(epoch=epoch)]
     _require_same(pipeline, "a run that keeps track", plain, digests)
-    for number, tail in enumerate(_tails_elsewhere(pipeline, [json.dumps(state) for state in states], epoch)):
-        if isinstance(tail, str):
-            raise AssertionError(f"{pipeline!r} can't be gone on with behind {number} items: {tail}")  # noqa: TRY004  # it failed
-        _require_same(pipeline, f"the state behind {number} items", digests[number:], tail)
+    return [json.dumps(state) for state in states], digests
 
 
 def _require_same(pipeline: Composable[Any], what: str, expected: list[int], given: list[int]) -> None:
@@ -59,26 +71,32 @@ def _require_same(pipeline: Composable[Any], what: str, expected: list[int], giv
     )
 
 
-def _tails_elsewhere(pipeline: Composable[Any], states: list[str], epoch: int) -> list[Any]:
+def _tails_elsewhere(jobs: list[tuple[Composable[Any], list[str]]], epoch: int) -> Iterator[Any]:
+    """What comes behind each state of each chain: digests, or the text of an error."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_go_on, args=(there, pipeline, states, epoch))
+    process = context.Process(target=_go_on, args=(there, jobs, epoch))
     process.start()
     there.close()
+    tails: list[Any] = []
     try:
-        tails: list[Any] = [here.recv() for _ in states]
+        for _, states in jobs:
+            tails += [here.recv() for _ in states]
     except EOFError:
+        ends = accumulate(len(states) for _, states in jobs)
+        pipeline = next(pipeline for (pipeline, _), end in zip(jobs, ends, strict=True) if len(tails) < end)
         raise AssertionError(f"the process that was to go on with {pipeline!r} died: see what it wrote to stderr") from None
     finally:
         here.close()
         process.join()
-    return tails
+    return iter(tails)
 
 
-def _go_on(connection: Connection, pipeline: Composable[Any], states: list[str], epoch: int) -> None:
-    for state in states:
-        try:
-            tail: Any = [digest_of(item) for _, item in track(pipeline._links(), epoch, json.loads(state))]
-        except Exception as error:  # noqa: BLE001  # raised where it was asked for
-            tail = f"{type(error).__name__}: {error}"
-        connection.send(tail)
+def _go_on(connection: Connection, jobs: list[tuple[Composable[Any], list[str]]], epoch: int) -> None:
+    for pipeline, states in jobs:
+        for state in states:
+            try:
+                tail: Any = [digest_of(item) for _, item in track(pipeline._links(), epoch, json.loads(state))]
+            except Exception as error:  # noqa: BLE001  # raised where it was asked for
+                tail = f"{type(error).__name__}: {error}"
+            connection.send(tail)
