@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from squirrel_torch import Composable, IterableSource, Stage, StreamLoader
-from squirrel_torch.iterstream.stage import Following, Step
+from squirrel_torch.iterstream import Following, Step
 
 LENGTH, BATCH = 512, 8
 END = b"\0"

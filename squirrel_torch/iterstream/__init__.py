@@ -6,13 +6,15 @@ from squirrel_torch.iterstream.multiplexer import Multiplexer, MultiplexingStrat
 from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.run import Run
 from squirrel_torch.iterstream.source import FilePathGenerator, IterableSamplerSource, IterableSource
-from squirrel_torch.iterstream.stage import Context, Split, Stage
+from squirrel_torch.iterstream.stage import Context, Following, Id, Split, Stage, Step
 from squirrel_torch.iterstream.torch_composables import SplitByRank, SplitByWorker, TorchIterable
 
 __all__ = [
     "Composable",
     "Context",
     "FilePathGenerator",
+    "Following",
+    "Id",
     "IterableSamplerSource",
     "IterableSource",
     "Multiplexer",
@@ -23,6 +25,7 @@ __all__ = [
     "SplitByWorker",
     "Stage",
     "StageReport",
+    "Step",
     "TorchIterable",
 ]
 
