@@ -224,9 +224,16 @@ def into_calls(model: Model, parts: tuple[Part, ...], calls: Part) -> Change:
 
 
 def by_keys(model: Model, part: Part, *, waits: bool) -> Change:
-    """What a source does for each item moves into calls behind it."""
+    """What a place does for each item moves into calls: those of a source behind it, a batch's collation too."""
     change = by_threads(model, part) if waits else by_processes(model, part)
-    return replace(change, code=re.sub(r"^\.async_map\([\w.]+", "IterableSource(keys).async_map(read", change.code))
+    collated = re.match(r"batched\((\d+), collation_fn=([\w.]+)", part.stage.name)
+    if not part.stage.place:
+        calls = "IterableSource(keys).async_map(read"
+    elif collated:
+        calls = f".batched({collated[1]}).async_map({collated[2]}"
+    else:
+        calls = f"what {part.stage.name} does in .async_map(f"
+    return replace(change, code=re.sub(r"^\.async_map\([\w.]+", calls, change.code))
 
 
 def by_workers(figures: Figures, model: Model, *, waits: bool = False) -> Change:

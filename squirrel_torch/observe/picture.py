@@ -62,7 +62,7 @@ def drawn(report: Report, *, head: bool = False) -> str:
 def _head(pen: Pen, report: Report, wide: float) -> float:
     """What limits the stream, in words; gives how far down that goes."""
     inner, down = wide - 2 * _MARGIN, _MARGIN - 2
-    for style, text, most in ((_HEAD, headline(report), 2), (_FACTS, facts_of(report.figures), 2)):
+    for style, text, most in ((_HEAD, headline(report), 4), (_FACTS, facts_of(report.figures), 2)):
         for line in lines_of(text, inner, style, most):
             down += style.size + 5
             pen.text(_MARGIN, down, line, style, inner)

@@ -164,6 +164,18 @@ def test_serial_loader(dealt, remedy):
     assert (verdict.cause, verdict.place, verdict.remedy) == ("serial", 0, remedy)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("batched(32, collation_fn=pad)", ".batched(32).async_map(pad, max_workers=83, buffer=166)"),
+        ("flat_map(fetch)", "what flat_map(fetch) does in .async_map(f, max_workers=83, buffer=166)"),
+    ],
+)
+def test_a_stage_that_waits_and_is_no_map(name, remedy):
+    verdict = verdict_of(figures(source(), stage(1, name, busy=9.9, cpu=0.1)))
+    assert (verdict.cause, verdict.place, verdict.remedy) == ("serial", 1, remedy)
+
+
 def test_hand_over_of_calls():
     sent = async_map(where="process", workers=2, wall=0.5, cpu=0.5, away=30.0)
     verdict = verdict_of(figures(fed(), sent))
