@@ -41,8 +41,7 @@ def one_rank(rank, dataset, queue, workers):
 
 class TestItemsAreNotLost:
     @pytest.mark.slow
-    @pytest.mark.parametrize("start", ["fork", "spawn"])
-    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize(("start", "workers"), [("fork", 0), ("fork", 1), ("spawn", 0)])
     def test_ranks_that_inherit_one_dataset(self, start, workers):
         context = multiprocessing.get_context(start)
         dataset, queue = IterableSource(range(12)).shuffle(12).to_torch_iterable(), context.Queue()

@@ -367,7 +367,7 @@ class TestEpochsInWorkers:
             for items in zip(*pairs, strict=True):
                 assert sorted(items) == list(range(40))
 
-    @pytest.mark.parametrize("start", ["spawn", "forkserver"])
+    @pytest.mark.parametrize("start", ["spawn"])
     @pytest.mark.parametrize("persistent", [False, True])
     @pytest.mark.slow
     def test_however_workers_are_started(self, start, persistent):

@@ -174,7 +174,7 @@ def test_the_batches_of_a_rank_do_not_depend_on_workers(name, persistent, stores
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_batches_do_not_depend_on_how_workers_are_started(method, stores):
     chain = batched("mix of mixes", stores)
     loader = StreamLoader(chain, num_workers=2, tail="exact", multiprocessing_context=method, persistent_workers=True)
@@ -194,7 +194,7 @@ def test_every_rank_gets_at_every_step_what_the_plan_says(data):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_every_rank_gets_that_from_any_number_of_workers(data):
     _launched_again_and_again(data, st.sampled_from([1, 2, 3, 0]), most_ranks=3)
 

@@ -82,7 +82,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_ctrl_c_leaves_a_state_and_nothing_else(method, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)

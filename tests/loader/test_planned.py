@@ -123,7 +123,7 @@ def test_the_batches_do_not_depend_on_workers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn"])
 def test_the_batches_do_not_depend_on_how_workers_are_started(method):
     chain = shuffled(53, 4)
     loader = StreamLoader(chain, num_workers=2, multiprocessing_context=method, persistent_workers=True)
