@@ -21,7 +21,8 @@ from squirrel_torch.observe.changes import (
 from squirrel_torch.observe.figures import Figures
 from squirrel_torch.observe.model import Demand, Model, Part, demands_of, model_of
 from squirrel_torch.observe.report import Verdict
-from squirrel_torch.observe.words import TINY, calls_of, count_of, hungry, is_tiny, named, seconds_each, share_of_cpu, time_of
+from squirrel_torch.observe.spelling import time_of
+from squirrel_torch.observe.words import TINY, calls_of, count_of, hungry, is_tiny, named, seconds_each, share_of_cpu
 
 __all__ = ["verdict_of"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from squirrel_torch.observe.model import Model, Part
+from squirrel_torch.observe.spelling import time_of
 
-__all__ = ["TINY", "calls_of", "count_of", "hungry", "is_tiny", "named", "seconds_each", "share_of_cpu", "time_of"]
+__all__ = ["TINY", "calls_of", "count_of", "hungry", "is_tiny", "named", "seconds_each", "share_of_cpu"]
 
 TINY: Final = 5e-6
 """Seconds of a call below which Python's own work on an item counts."""
@@ -52,11 +53,3 @@ def share_of_cpu(part: Part) -> str:
     if part.stage.cpu is None:
         return "computing or waiting"
     return f"of which it computes {100 * min(1.0, part.cpu / part.busy) if part.busy else 0:.0f} %"
-
-
-def time_of(seconds: float) -> str:
-    """With a unit that fits."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-9:.0f} ns"
