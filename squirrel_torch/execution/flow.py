@@ -149,9 +149,10 @@ class Flow:
         self._tally.begins(self)
         _close_at_exit(self)
         # No thread of the flow holds the generator that holds the flow: an abandoned stream is closed at once.
-        self._feeder = threading.Thread(target=self._feed, name=f"squirrel_torch_feeder_{next(_numbers)}", daemon=True)
+        self.feeder = threading.Thread(target=self._feed, name=f"squirrel_torch_feeder_{next(_numbers)}", daemon=True)
+        """The thread that pulls from the stages before."""
         try:
-            self._feeder.start()
+            self.feeder.start()
         except RuntimeError:
             self.place.close()
             raise
@@ -239,9 +240,9 @@ class Flow:
             return self._received == self._formed and not len(self._filling)
 
     @property
-    def feeder(self) -> int | None:
-        """The system's number of the thread that pulls from the stages before."""
-        return self._feeder.native_id
+    def first_without_result(self) -> int | None:
+        """The index of the oldest item in flight, where the order is kept. Any thread may ask."""
+        return self._pending[0].start if self._pending else None
 
     @property
     def in_flight(self) -> int:
@@ -407,8 +408,8 @@ class Flow:
             self.interrupt()
             deadline = monotonic() + _PATIENCE
             self.place.close(wait=wait)
-            while wait and self._feeder.is_alive() and monotonic() < deadline:
-                self._feeder.join(_GLANCE)
+            while wait and self.feeder.is_alive() and monotonic() < deadline:
+                self.feeder.join(_GLANCE)
                 if self._closing_inner:
                     deadline = monotonic() + _PATIENCE
             self.place.close(wait=wait)  # the feeder may have been starting one more thread

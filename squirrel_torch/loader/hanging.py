@@ -12,16 +12,20 @@ import threading
 import traceback
 import weakref
 from collections.abc import Coroutine, Iterator
+from itertools import islice
 from time import monotonic
 from types import FrameType, GeneratorType
 from typing import Any, Final, NamedTuple
 
 from squirrel_torch.describe import describe_item
 from squirrel_torch.execution import Call, Flow
-from squirrel_torch.execution.child import NO_ITEM
+from squirrel_torch.execution.places.coroutines import Coroutines
+from squirrel_torch.execution.places.crew import Crew
+from squirrel_torch.execution.process import OwnProcess
 from squirrel_torch.iterstream.blame import Opened
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.loader.watch import Progress, end_thread, frames_from
+from squirrel_torch.loader.watch import Progress
+from squirrel_torch.threads import end_thread, frames_from
 
 __all__ = ["HangWatch", "hang_report"]
 
@@ -96,8 +100,7 @@ def hang_report(progress: Progress, rank: int, waited: float) -> str:
     chain = frames_from(own)
     told = [_Told(threads.get(progress.thread, "thread"), chain)]
     for flow in _flows(chain):
-        feeder = flow._feeder
-        told.append(_Told(threads.get(feeder.ident, "feeder"), frames_from(frames.get(feeder.ident or 0))))
+        told.append(_Told(flow.feeder.name, frames_from(frames.get(flow.feeder.ident or 0))))
     found = next((hang for one in reversed(told) if (hang := _found(one.frames, chain))), "it makes itself")
     parts = [f"{begin}{found}"]
     parts += [f"thread {one.name} (most recent call last):\n{_stack(one.frames[0])}" for one in told if one.frames]
@@ -167,25 +170,28 @@ def _described(item: Any) -> str:
 
 def _calls(flow: Flow, frames: dict[int, FrameType], threads: dict[int | None, str]) -> Iterator[str]:
     """The calls of an `async_map` that are in flight: how many, the oldest, and where they are."""
-    place: Any = flow.place
-    oldest = flow._pending[0] if flow._pending else None
-    first = "" if oldest is None else f", of which item {oldest.start} is the first without a result"
+    place, oldest = flow.place, flow.first_without_result
+    first = "" if oldest is None else f", of which item {oldest} is the first without a result"
     yield f"async_map ({place.kind}) has about {flow.in_flight} items in flight{first}"
-    yield from list(_working(place, frames, threads))[:_MOST]
+    if isinstance(place, Coroutines):
+        yield from islice(_tasks(place), _MOST)
+    elif isinstance(place, Crew):
+        yield from islice(_workers(place, frames, threads), _MOST)
 
 
-def _working(place: Any, frames: dict[int, FrameType], threads: dict[int | None, str]) -> Iterator[str]:
-    for task in list(getattr(place, "_running", ())):
-        entries = _awaits(task.get_coro())
-        yield f"a task{_chunk_of(task.get_coro())} (most recent call last):\n{''.join(traceback.format_list(entries))}"
-    for runner in list(getattr(place, "_runners", ())):
-        child = getattr(getattr(runner, "_vessel", None), "_child", None)
-        if child is not None and (offset := child.control.mark[0]) != NO_ITEM:
-            item = _at(_items_of(runner, frames), offset)
-            yield f"process {child.process.pid}{item}:\n{_asked(child)}"
+def _tasks(place: Coroutines) -> Iterator[str]:
+    for coroutine in place.running():
+        stack = "".join(traceback.format_list(_awaits(coroutine)))
+        yield f"a task{_chunk_of(coroutine)} (most recent call last):\n{stack}"
+
+
+def _workers(place: Crew, frames: dict[int, FrameType], threads: dict[int | None, str]) -> Iterator[str]:
+    for runner in place.runners:
+        if (work := runner.at_work()) is not None:
+            yield f"process {work.process.pid}{_at(_items_of(runner, frames), work.offset)}:\n{_asked(work.process)}"
     for ident, frame in frames.items():
         name = threads.get(ident, "")
-        if name.startswith(f"{getattr(place, '_name', None)}_") and _calls_back(frame):
+        if name.startswith(f"{place.name}_") and _calls_back(frame):
             yield f"thread {name}{_worked_on(frame)} (most recent call last):\n{_stack(frame)}"
 
 
@@ -220,9 +226,9 @@ def _calls_back(frame: FrameType) -> bool:
     return any(one.f_code.co_filename.endswith("execution/call.py") for one in frames_from(frame))
 
 
-def _asked(child: Any) -> str:
+def _asked(process: OwnProcess[Any]) -> str:
     try:
-        return child.process.stack("execution/call.py") or "(no stack could be had)"
+        return process.stack("execution/call.py") or "(no stack could be had)"
     except (IndexError, ValueError, OSError):
         return "(it has just ended)"
 

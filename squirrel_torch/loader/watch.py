@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import sys
 import threading
 import weakref
 from collections import Counter
@@ -31,8 +30,9 @@ from squirrel_torch.iterstream.stage import Stage
 from squirrel_torch.loader.waits import Waits
 from squirrel_torch.recording import STEP, Recorder
 from squirrel_torch.sharding import can_gather
+from squirrel_torch.threads import end_thread, frames_of
 
-__all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "end_thread", "failed", "frames_from"]
+__all__ = ["ENDED", "LEFT", "Names", "Progress", "Watch", "failed"]
 
 ENDED: Final = "has ended its pass"
 LEFT: Final = "has left its pass before its last batch"
@@ -45,8 +45,6 @@ _LONGEST: Final = 200
 
 _SLOWEST: Final = 30.0
 """Seconds between two looks, at most."""
-
-_PATIENCE: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -124,18 +122,18 @@ class Progress:
 
     def line(self) -> str:
         """Where it is in code that is neither ours nor torch's."""
-        return next((_line(frame) for frame in _frames(self.thread) if not _is_in(frame, _OURS, _TORCH)), "")
+        return next((_line(frame) for frame in frames_of(self.thread) if not _is_in(frame, _OURS, _TORCH)), "")
 
     def agrees(self, frames: list[FrameType] | None = None) -> bool:
         """Whether it waits for the other ranks in the loader."""
-        frames = _frames(self.thread) if frames is None else frames
+        frames = frames_of(self.thread) if frames is None else frames
         return self.inside and any(frame.f_code.co_filename.endswith("loader/council.py") for frame in frames)
 
     def doing(self) -> str:
         """What it is doing now, in words."""
         if self.ending:
             return self.ending
-        frames = _frames(self.thread)
+        frames = frames_of(self.thread)
         if not self.inside:
             user = self.line()
             return f"works outside of the loader{user and f', in {user}'}"
@@ -224,8 +222,7 @@ class Watch:
 
     def close(self) -> None:
         """End the thread, and say that the pass has ended."""
-        self._done.set()
-        self._thread.join(_PATIENCE)
+        end_thread(self._done, self._thread)
 
     def _look(self) -> None:
         interval = min(self._patience / 4, _SLOWEST)
@@ -314,13 +311,6 @@ class Watch:
         return ""
 
 
-def end_thread(done: threading.Event, thread: threading.Thread) -> None:
-    """Tell a thread that waits for `done` to end, and wait for that, unless it is this one."""
-    done.set()
-    if thread.is_alive() and thread is not threading.current_thread():
-        thread.join(_PATIENCE)
-
-
 def _own_store() -> Any:
     """The store of the job, over a connection that nobody else waits on."""
     store: Any = c10d._get_default_store()
@@ -331,20 +321,6 @@ def _own_store() -> Any:
     if isinstance(store, by_network):
         return by_network(store.host, store.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
     return store
-
-
-def _frames(thread: int) -> list[FrameType]:
-    """Those of another thread, the innermost first. Of the own one they would hold themselves."""
-    return frames_from(sys._current_frames().get(thread))
-
-
-def frames_from(frame: FrameType | None) -> list[FrameType]:
-    """A frame and those further out."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
 
 
 def _is_in(frame: FrameType, *folders: str) -> bool:

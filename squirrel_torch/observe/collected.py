@@ -208,7 +208,7 @@ class Collected:
                 waits = bool(running) and running[-1] is entry and flow.is_taking
                 if running:
                     yield self._group(lifetime, running, thread, waits=waits, feeds=feeds)
-                thread, running, feeds = flow.feeder, [], True
+                thread, running, feeds = flow.feeder.native_id, [], True
         if running:
             yield self._group(lifetime, running, thread, waits=False, feeds=feeds)
 

@@ -47,6 +47,10 @@ class Coroutines:
         self._thread = threading.Thread(target=self._serve, name=f"squirrel_torch_loop_{next(_numbers)}", daemon=True)
         self._thread.start()
 
+    def running(self) -> list[Any]:
+        """The coroutines of the tasks that run. Any thread may ask."""
+        return [task.get_coro() for task in list(self._running)]
+
     def submit(self, chunk: Chunk) -> None:
         """Have the loop work on it."""
         self._waiting.append(chunk)

@@ -6,15 +6,28 @@ import threading
 from collections.abc import Callable
 from itertools import count
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from squirrel_torch.execution.call import Call, Gate, LocalGate, Outcome, belongs_to
+from squirrel_torch.execution.process import OwnProcess
 from squirrel_torch.execution.watch import ThreadVessel, attend
 from squirrel_torch.execution.work import Chunk, Deliver
 
-__all__ = ["Crew", "Runner", "threads"]
+__all__ = ["AtWork", "Crew", "Runner", "threads"]
 
 _numbers = count()
+
+
+class AtWork(NamedTuple):
+    """A process that is at a call now.
+
+    Args:
+        process: Which one.
+        offset: At which item of its chunk.
+    """
+
+    process: OwnProcess[Any]
+    offset: int
 
 
 class Runner(Protocol):
@@ -28,6 +41,9 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back what was opened. Called from its own thread, after its last chunk."""
+
+    def at_work(self) -> AtWork | None:
+        """Its process, while that is at a call; None if it has none. Called from another thread."""
 
 
 class Crew:
@@ -65,19 +81,25 @@ class Crew:
         self._runners: list[Runner] = []
         self._submitted = 0
         self._delivered = 0  # about: threads add to it without a lock
-        self._name = f"squirrel_torch_{next(_numbers)}"
+        self.name = f"squirrel_torch_{next(_numbers)}"
+        """The names of its threads begin with it."""
 
     @property
     def depth(self) -> int:
         """One for each thread: who delivers a chunk finds the next in the queue."""
         return self.workers
 
+    @property
+    def runners(self) -> list[Runner]:
+        """Those of all threads that have begun. Any thread may ask."""
+        return list(self._runners)
+
     def submit(self, chunk: Chunk) -> None:
         """Queue it; one more thread is started if all are busy."""
         self._submitted += 1
         number = len(self._threads)
         if number < self.workers and self._submitted - self._delivered > number:
-            thread = threading.Thread(target=self._work, args=(number,), name=f"{self._name}_{number}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(number,), name=f"{self.name}_{number}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # there are too many in the system: those that there are will do
@@ -150,6 +172,9 @@ class _ThreadRunner:
     def close(self) -> None:
         if self._vessel is not None:
             self._vessel.close()
+
+    def at_work(self) -> AtWork | None:
+        return None
 
 
 def threads(

@@ -21,7 +21,7 @@ from squirrel_torch.execution.call import Call, LocalGate, Outcome
 from squirrel_torch.execution.channel import Channel, ChannelClosed
 from squirrel_torch.execution.child import NO_ITEM, Control, serve
 from squirrel_torch.execution.page import PATIENCE
-from squirrel_torch.execution.places.crew import Crew
+from squirrel_torch.execution.places.crew import AtWork, Crew
 from squirrel_torch.execution.process import GivenUp, Luggage, OwnProcess
 from squirrel_torch.execution.watch import Lost, attend
 from squirrel_torch.execution.work import Deliver
@@ -89,6 +89,9 @@ class _ProcessRunner:
 
     def close(self) -> None:
         self._vessel.close()
+
+    def at_work(self) -> AtWork | None:
+        return self._vessel.at_work()
 
 
 class _ProcessVessel:
@@ -158,6 +161,12 @@ class _ProcessVessel:
         """Kill the process, if it still lives; how it ended."""
         child, self._child = self._child, None
         return "" if child is None else child.process.kill()
+
+    def at_work(self) -> AtWork | None:
+        """See `Runner`."""
+        child = self._child
+        offset = NO_ITEM if child is None else child.control.mark[0]
+        return None if child is None or offset == NO_ITEM else AtWork(child.process, offset)
 
     def stop(self) -> None:
         """Start no further item."""
