@@ -257,13 +257,8 @@ def _without(course: PlannedCourse, place: Place, world: World, first: int, last
             f"steps up to {place.step - 1} of epoch {place.epoch} have been delivered, so steps from {first} on can't be left "
             "out: load a state from before them (load_state_dict), then skip"
         )
-    deal = course.deal(place, world)
-    most = deal.most_steps
-    if most is not None and last > place.step + most:
-        raise ValueError(
-            f"epoch {place.epoch} has {place.step + most} steps, so the steps from {first} on before {last} can't be left out"
-        )
-    return replace(place, gaps=deal.without(first - place.step, last - place.step))
+    gaps = course.deal(place, world).without(first, last, made=place.step, epoch=f"epoch {place.epoch}")
+    return replace(place, gaps=gaps)
 
 
 def say_left_out(place: object, why: str) -> None:

@@ -122,19 +122,25 @@ class Deal:
         behind, count = self.start + steps * self.size, self.count
         return behind if count is None else min(behind, count)
 
-    def without(self, first: int, last: int) -> Gaps:
+    def without(self, first: int, last: int, made: int = 0, epoch: str = "the epoch") -> Gaps:
         """The gaps, if the steps from `first` on before `last` are left out too.
+
+        Args:
+            first: The first step to leave out.
+            last: The step behind the last one.
+            made: The number of the step that begins at `start`.
+            epoch: Which one it is, for messages.
 
         Raises:
             ValueError: If there is no such step.
         """
-        require_at_least("first", first, 0)
+        require_at_least("first", first, made)
         require_at_least("last", last, first + 1)
         most, count = self.most_steps, self.count
-        if most is not None and last > most:
-            raise ValueError(f"the ranks make {most} steps, so the steps from {first} on before {last} can't be left out")
-        end = self._end(self.start + (last - 1) * self.size)
-        return self.gaps.with_places(self.start + first * self.size, end if count is None else min(end, count))
+        if most is not None and last > made + most:
+            raise ValueError(f"{epoch} has {made + most} steps, so the steps from {first} on before {last} can't be left out")
+        end = self._end(self.start + (last - 1 - made) * self.size)
+        return self.gaps.with_places(self.start + (first - made) * self.size, end if count is None else min(end, count))
 
     def _dealt(self, rank: int, step: int) -> npt.NDArray[np.int64]:
         steps = self.steps(rank)
