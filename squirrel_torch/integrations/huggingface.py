@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import chain, compress, repeat
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from squirrel_torch.errors import StateError
 from squirrel_torch.loader import StreamLoader
-from squirrel_torch.loader.padding import MASK
+from squirrel_torch.loader.padding import MASK, rows_of_mask
 
 __all__ = ["StreamLoaderState", "StreamTrainer"]
 
@@ -108,7 +108,7 @@ class StreamTrainer(Trainer):
         if self._pads:
             inputs = {name: value for name, value in inputs.items() if name != MASK}
         if 0 < kept < rows:
-            inputs = {name: _selected(value, self._mask) for name, value in inputs.items()}
+            inputs = {name: rows_of_mask(value, self._mask) for name, value in inputs.items()}
         # A rank that has nothing goes along with what fills up: the others may need it, in a model that is divided.
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
@@ -258,10 +258,3 @@ def _same(batch: Any) -> Any:
 
 def _rows(batch: Mapping[str, Any]) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
-
-
-def _selected(value: Any, mask: torch.Tensor) -> Any:
-    """The rows of a tensor or a list for which the mask is True."""
-    if isinstance(value, torch.Tensor) and value.dim():
-        return value[mask.to(value.device)]
-    return list(compress(value, mask.tolist())) if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import torch
 
 from squirrel_torch.errors import PipelineError
 
-__all__ = ["MASK", "Padded", "masked", "unpadded", "with_mask"]
+__all__ = ["MASK", "Padded", "masked", "rows_of_mask", "unpadded", "with_mask"]
 
 MASK = "mask"
 """The key of the mask in batches that are dicts."""
@@ -76,22 +76,23 @@ def unpadded(batch: Any, *values: Any) -> Any:
         plain, mask = batch, None
     parts = [plain, *values]
     if mask is not None and not bool(mask.all()):
-        parts = [_rows(part, mask) for part in parts]
+        parts = [rows_of_mask(part, mask) for part in parts]
     return parts if values else parts[0]
 
 
-def _rows(value: Any, mask: torch.Tensor) -> Any:
+def rows_of_mask(value: Any, mask: torch.Tensor) -> Any:
+    """The rows of a value for which the mask is True; what the rows of a value are, `unpadded` says."""
     if isinstance(value, torch.Tensor):
         return value[mask.to(value.device)] if value.ndim and len(value) == len(mask) else value
     if isinstance(value, dict):
-        return {name: _rows(part, mask) for name, part in value.items()}
+        return {name: rows_of_mask(part, mask) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_rows(part, mask) for part in value))
+        return type(value)(*(rows_of_mask(part, mask) for part in value))
     if not isinstance(value, list | tuple):
         return value
     if len(value) == len(mask) and not any(_has_rows(part, len(mask)) for part in value):
         return type(value)(part for part, real in zip(value, mask.tolist(), strict=True) if real)
-    return type(value)(_rows(part, mask) for part in value)
+    return type(value)(rows_of_mask(part, mask) for part in value)
 
 
 def _has_rows(value: Any, count: int) -> bool:
