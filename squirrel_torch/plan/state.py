@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import StateError
 
 __all__ = ["LEFT_OUT", "seal", "unseal", "whole"]
@@ -32,7 +33,7 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """A fresh copy of `content`, plain JSON types, marked and with its checksum."""
     text = _text({_MARK: _WITH_GAPS if content.get(LEFT_OUT) else _PLAIN, **content})
     state: dict[str, Any] = json.loads(text)
-    state[_CHECK] = _sum(text)
+    state[_CHECK] = checksum_of(text)
     return state
 
 
@@ -54,7 +55,7 @@ def unseal(state: object) -> dict[str, Any]:
     _Limits().look(state, 0)
     content = {key: value for key, value in state.items() if key != _CHECK}
     text = _text(content)
-    if state[_CHECK] != _sum(text):
+    if state[_CHECK] != checksum_of(text):
         raise StateError("the state has another checksum than when it was saved: it was damaged or edited")
     told: dict[str, Any] = json.loads(text)
     del told[_MARK]
@@ -118,12 +119,6 @@ def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise StateError(f"a state can't hold a {type(value).__name__}: {_shown(value)}")
-
-
-def _sum(text: str) -> str:
-    import xxhash
-
-    return str(xxhash.xxh3_64_hexdigest(text.encode()))
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import CorruptDataError, DatasetExistsError, StoreError
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.schema import Field, field_from_json, unify
@@ -102,9 +103,7 @@ class Manifest:
 
 
 def _sum(content: dict[str, Any]) -> str:
-    import xxhash
-
-    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()))
+    return checksum_of(json.dumps(content, sort_keys=True, separators=(",", ":")), 128)
 
 
 def common_field(shards: Sequence[ShardEntry]) -> Field | None:

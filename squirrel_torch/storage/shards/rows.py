@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xxhash
 
+from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE
 from squirrel_torch.storage.rows import Ids, Located, Rows
@@ -181,7 +182,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _sum(manifest: Manifest) -> str:
     told = "".join(f"{shard.name} {shard.rows} {shard.checksum}\n" for shard in manifest.shards)
-    return str(xxhash.xxh3_64_hexdigest(told.encode()))
+    return checksum_of(told)
 
 
 class SelectedRows(Rows):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import CorruptDataError, DatasetExistsError, SchemaError, ShardingError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import Shard, can_gather, gathered, rank_shard
@@ -171,7 +172,7 @@ class Journal:
         """Remember that what `origin` names, and is known by `marks`, has been written as these shards."""
         told = [{**entry_to_json(entry), "field": entry.field.to_json()} for entry in entries]
         content = json.dumps({"origin": origin, "marks": list(marks), "shards": told}).encode()
-        self._files.write(f"{self._folder}/{_digest(origin)}.json", content)
+        self._files.write(f"{self._folder}/{checksum_of(origin, 128)}.json", content)
 
     def done(self) -> dict[str, list[ShardEntry]]:
         """What has been written, by its origin. A shard that is not there as it was written is none.
@@ -226,12 +227,6 @@ class Journal:
             for folder in (self._folder, f"{_JOURNALS}/{self.job}"):
                 with suppress(OSError):  # other ranks have something in it still
                     Path(self._files.path(folder)).rmdir()
-
-
-def _digest(text: str) -> str:
-    import xxhash
-
-    return str(xxhash.xxh3_128_hexdigest(text.encode()))
 
 
 @dataclass(frozen=True)
