@@ -11,13 +11,14 @@ from typing import Any
 from squirrel_torch.errors import FingerprintMismatch, ShardingError
 from squirrel_torch.iterstream.base import Composable, chained, copied
 from squirrel_torch.iterstream.datapipe import is_datapipe
-from squirrel_torch.iterstream.planned import Planned, is_opaque, planned_prefix
+from squirrel_torch.iterstream.planned import Planned, is_opaque, makes_one, planned_prefix
 from squirrel_torch.iterstream.source import Mix
 from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import (
     Batched,
     RankSplit,
+    Shuffled,
     SplitStage,
     ZipIndex,
 )
@@ -124,28 +125,53 @@ def layout_of(chain: Composable[Any]) -> Layout:
 def _decided(links: Links) -> Layout:
     planned = planned_prefix(links, Context())
     if planned is None:
-        return _not_planned(links, 0)
+        return _not_planned(links, 0, _why_streamed(links[0]))
     batch: Batched[Any] | None = None
     for place, link in enumerate(links[planned.count :], start=planned.count):
         stage = None if link._custom else link._stage
         if isinstance(stage, Batched) and batch is None:
             batch = stage
         elif stage is None or not (stage.one_to_one or (isinstance(stage, ZipIndex) and batch is None)):
-            return _not_planned(links, place)
+            ordered = planned if all(map(makes_one, links[planned.count : place])) else None
+            return _not_planned(links, place, _why_streamed(link, ordered))
     made = (*planned.data, *links[planned.count :])
     return Layout(Mode.PLANNED, tuple(links), ordering=planned.ordering, data=made, batch=batch)
 
 
-def _not_planned(links: Links, place: int) -> Layout:
-    """The layout of a chain that is not planned because of the place `place`, or one before it."""
+def _not_planned(links: Links, place: int, why: tuple[str, str]) -> Layout:
+    """The layout of a chain that is not planned because of the place `place`, for the reason `why`, or of one before it."""
     for link in links:
         if told := _opaque(link):
             return Layout(Mode.REPLAYED, tuple(links), link, *told)
-    cause = links[place]
-    stage = "mix" if isinstance(cause, Mix) else type(cause._stage).__name__
-    return Layout(Mode.STREAMED, tuple(links), cause, *_STREAMED.get(stage, _OTHERWISE))
+    return Layout(Mode.STREAMED, tuple(links), links[place], *why)
 
 
+def _why_streamed(link: Composable[Any], ordered: Planned | None = None) -> tuple[str, str]:
+    """Why a place is not planned, and what to do about it.
+
+    Args:
+        link: The place.
+        ordered: All that stands before it, if the order of that is arithmetic.
+    """
+    if isinstance(link, Mix):
+        return _STREAMED["mix"]
+    if ordered is not None and isinstance(link._stage, Shuffled):
+        what = "endless" if ordered.order.length is None else "mix" if isinstance(ordered.ordering[0], Mix) else "groups"
+        return _SHUFFLED[what]
+    return _STREAMED.get(type(link._stage).__name__, _OTHERWISE)
+
+
+_SHUFFLED = {
+    "endless": ("it shuffles items through a buffer, since the stream has no end", "shuffle before `loop`"),
+    "mix": (
+        "it shuffles items through a buffer, since the streams of a mix are read side by side",
+        "shuffle each stream of the mix",
+    ),
+    "groups": (
+        "it shuffles items through a buffer, since the source reads many samples for each one that is asked for",
+        "write its samples into a ShardStore, which reads them in any order",
+    ),
+}
 _STREAMED = {
     "Filter": (
         "it leaves out items, so which items make up a batch depends on all before",

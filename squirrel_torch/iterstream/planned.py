@@ -39,7 +39,7 @@ from squirrel_torch.seeding import DEFAULT_SEED, Seed
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, Located, Rows
 
-__all__ = ["Numbered", "Planned", "is_opaque", "planned_prefix", "position_blocks", "seed_before"]
+__all__ = ["Numbered", "Planned", "is_opaque", "makes_one", "planned_prefix", "position_blocks", "seed_before"]
 
 _FIRST_BLOCK: Final = 64
 _BLOCK: Final = 4096
@@ -214,7 +214,7 @@ def planned_prefix(links: Sequence[Composable[Any]], context: Context) -> Planne
     ordering, data = [links[0]], []
     for place, link in enumerate(links[1:], start=1):
         stage = None if link._custom else link._stage
-        if _makes_one(link):
+        if makes_one(link):
             data.append(link)
             continue
         further = None if stage is None else _further(order, rows, stage, links[:place], context)
@@ -285,7 +285,7 @@ def _mixed(mix: Mix[Any], context: Context) -> tuple[Order, Rows] | None:
     for index, branch in enumerate(mix.branches):
         links, own = branch._links(), context.below("branch", index, 0)
         planned = planned_prefix(links, own)
-        if planned is None or not all(_makes_one(link) for link in links[planned.count :]):
+        if planned is None or not all(makes_one(link) for link in links[planned.count :]):
             return None
         branches.append(_PlannedBranch(links, planned, own))
 
@@ -306,7 +306,7 @@ def _mixed(mix: Mix[Any], context: Context) -> tuple[Order, Rows] | None:
     return Drawn(orders, tuple(mix.sampling_probas), seed, epoch, path, reinits), rows
 
 
-def _makes_one(link: Composable[Any]) -> bool:
+def makes_one(link: Composable[Any]) -> bool:
     """Whether a place makes one item of each, and needs not know which one it is."""
     stage = None if link._custom else link._stage
     return stage is not None and stage.one_to_one and stage.wanted is None
