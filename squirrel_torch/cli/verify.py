@@ -13,7 +13,8 @@ from squirrel_torch.cli.output import counted, say
 from squirrel_torch.cli.work import bar, work_off
 from squirrel_torch.errors import CorruptDataError, StoreError
 from squirrel_torch.storage.files import Files
-from squirrel_torch.storage.shards.shard import FOLDER, OpenShard, ShardEntry, check_size, check_sum, missing
+from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
+from squirrel_torch.storage.shards.opened import OpenShard, check_size, check_sum, missing
 
 __all__ = ["verify"]
 

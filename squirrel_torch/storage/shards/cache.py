@@ -21,7 +21,8 @@ from typing import Final
 from uuid import uuid4
 
 from squirrel_torch.errors import CorruptDataError, StoreError
-from squirrel_torch.storage.shards.shard import OpenShard, ShardEntry, check_size, check_sum, open_local
+from squirrel_torch.storage.shards.entry import ShardEntry
+from squirrel_torch.storage.shards.opened import OpenShard, check_size, check_sum, open_local
 
 __all__ = ["ShardCache"]
 

@@ -15,8 +15,9 @@ from typing import Any, Final
 from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import CorruptDataError, DatasetExistsError, StoreError
 from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
 from squirrel_torch.storage.shards.schema import Field, field_from_json, unify
-from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry
+from squirrel_torch.storage.shards.written import COMPRESSIONS
 
 __all__ = ["MODES", "Manifest", "commit", "entry_from_json", "entry_to_json", "latest", "numbered", "parse_json"]
 

@@ -23,17 +23,9 @@ from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.rows import Rows
 from squirrel_torch.storage.shards.cache import ShardCache
 from squirrel_torch.storage.shards.columns import NotCollatableError, collate
+from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
 from squirrel_torch.storage.shards.manifest import Manifest
-from squirrel_torch.storage.shards.shard import (
-    FOLDER,
-    Block,
-    OpenShard,
-    ShardEntry,
-    check_size,
-    missing,
-    open_local,
-    open_ranges,
-)
+from squirrel_torch.storage.shards.opened import Block, OpenShard, check_size, missing, open_local, open_ranges
 from squirrel_torch.storage.store import PartOfRows, Readable
 
 __all__ = ["PartOfShards", "Place", "ReadOptions", "Selection", "ShardReader", "Spans", "check_rows", "places_of", "spans_of"]

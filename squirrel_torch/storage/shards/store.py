@@ -25,12 +25,13 @@ from squirrel_torch.sharding import Shard
 from squirrel_torch.storage.files import Files, folder_url
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards.cache import ShardCache
+from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
 from squirrel_torch.storage.shards.manifest import MODES, Manifest, check_mode, commit, latest, numbered
 from squirrel_torch.storage.shards.reading import PartOfShards, ReadOptions, Selection, ShardReader, check_rows
 from squirrel_torch.storage.shards.rows import ShardKeys, ShardRows
 from squirrel_torch.storage.shards.schema import Field, find_field, unify
-from squirrel_torch.storage.shards.shard import COMPRESSIONS, FOLDER, ShardEntry, check_fits, write_shard
 from squirrel_torch.storage.shards.writing import ShardFormat, ShardWriting, new_name
+from squirrel_torch.storage.shards.written import COMPRESSIONS, check_fits, write_shard
 from squirrel_torch.storage.store import PartOfRows, Store, check_key
 
 __all__ = ["ShardStore"]

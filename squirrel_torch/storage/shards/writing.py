@@ -19,9 +19,10 @@ from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import Shard, can_gather, gathered, rank_shard
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.encoding import encode
+from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
 from squirrel_torch.storage.shards.manifest import entry_from_json, entry_to_json, parse_json
 from squirrel_torch.storage.shards.schema import Field, field_from_json, find_field, unify
-from squirrel_torch.storage.shards.shard import FOLDER, ShardEntry, write_shard
+from squirrel_torch.storage.shards.written import write_shard
 from squirrel_torch.storage.store import Group, Writing, Written
 
 __all__ = ["GroupWriter", "Journal", "ShardFormat", "ShardWriting", "grouped", "new_name", "shards_of"]
