@@ -23,7 +23,7 @@ import xxhash
 from fsspec.implementations.memory import MemoryFileSystem
 
 from squirrel_torch import CorruptDataError, DatasetExistsError, IterableSource, ShardStore, StoreError
-from squirrel_torch.storage.shards import shard as shard_module
+from squirrel_torch.storage.shards import written as shard_module
 from squirrel_torch.storage.shards.manifest import Manifest, _sum, latest
 from squirrel_torch.storage.shards.schema import Field, field_from_json
 from tests.faults.children import end, kill, outcome, start

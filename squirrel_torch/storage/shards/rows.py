@@ -16,7 +16,8 @@ from squirrel_torch.sharding import WHOLE
 from squirrel_torch.storage.rows import Ids, Located, Rows
 from squirrel_torch.storage.shards.columns import NotCollatableError, Part, collate
 from squirrel_torch.storage.shards.manifest import Manifest
-from squirrel_torch.storage.shards.reading import Selection, ShardReader, spans_of
+from squirrel_torch.storage.shards.reader import ShardReader
+from squirrel_torch.storage.shards.selection import Selection, spans_of
 
 __all__ = ["SelectedRows", "ShardKeys", "ShardRows"]
 

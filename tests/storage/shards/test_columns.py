@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from torch.utils.data import default_collate
 
 from squirrel_torch import IterableSource, SampleEncodingError, SchemaError, Shard, ShardStore, StoreError
-from squirrel_torch.storage.shards import shard as shard_module
+from squirrel_torch.storage.shards import written as shard_module
 
 ARRAY_DTYPES = [
     *("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", ">i2", ">i8", ">u4", ">f4", ">f8"),
