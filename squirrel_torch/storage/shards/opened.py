@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from squirrel_torch.errors import CorruptDataError, SampleEncodingError, StoreError
 from squirrel_torch.storage.files import Files
-from squirrel_torch.storage.shards.columns import Column, column, columns_of
+from squirrel_torch.storage.shards.column import Column
+from squirrel_torch.storage.shards.columns import column, columns_of
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry, is_struct
 
 if TYPE_CHECKING:

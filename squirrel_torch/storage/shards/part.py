@@ -10,7 +10,7 @@ from operator import length_hint
 from typing import Any, Final, NamedTuple
 
 from squirrel_torch.sharding import Shard
-from squirrel_torch.storage.shards.columns import NotCollatableError, collate
+from squirrel_torch.storage.shards.column import NotCollatableError, collate
 from squirrel_torch.storage.shards.opened import Block, OpenShard
 from squirrel_torch.storage.shards.reader import AHEAD_RANGES, ShardReader, ahead
 

@@ -14,7 +14,7 @@ from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import StoreError
 from squirrel_torch.sharding import WHOLE
 from squirrel_torch.storage.rows import Ids, Located, Rows
-from squirrel_torch.storage.shards.columns import NotCollatableError, Part, collate
+from squirrel_torch.storage.shards.column import NotCollatableError, Part, collate
 from squirrel_torch.storage.shards.manifest import Manifest
 from squirrel_torch.storage.shards.reader import ShardReader
 from squirrel_torch.storage.shards.selection import Selection, spans_of
