@@ -19,9 +19,10 @@ from squirrel_torch.storage import Readable, ShardStore, Written
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.formats import FileReader, ImageFolder
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
+from squirrel_torch.storage.shards.field import Field
 from squirrel_torch.storage.shards.grouping import ShardFormat, grouped, new_name
 from squirrel_torch.storage.shards.journal import Journal
-from squirrel_torch.storage.shards.schema import Field, unify
+from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.written import write_shard
 
 __all__ = ["convert"]

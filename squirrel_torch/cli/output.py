@@ -11,7 +11,7 @@ from typing import Any, Final, TextIO
 import numpy as np
 import torch
 
-from squirrel_torch.storage.shards.schema import Field
+from squirrel_torch.storage.shards.field import Field
 
 __all__ = ["complain", "counted", "describe_field", "plain", "say", "say_json", "show_sample", "to_json"]
 

@@ -24,8 +24,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from squirrel_torch import CorruptDataError, DatasetExistsError, IterableSource, ShardStore, StoreError
 from squirrel_torch.storage.shards import written as shard_module
+from squirrel_torch.storage.shards.field import Field, field_from_json
 from squirrel_torch.storage.shards.manifest import Manifest, _sum, latest
-from squirrel_torch.storage.shards.schema import Field, field_from_json
 from tests.faults.children import end, kill, outcome, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

@@ -20,7 +20,7 @@ from squirrel_torch.storage.shards.column import (
     numbers_of,
 )
 from squirrel_torch.storage.shards.encoding import stored_as, torch_dtype
-from squirrel_torch.storage.shards.schema import Field
+from squirrel_torch.storage.shards.field import Field
 
 __all__ = ["array_column"]
 

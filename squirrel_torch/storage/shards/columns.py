@@ -26,7 +26,7 @@ from squirrel_torch.storage.shards.column import (
     numbers_of,
 )
 from squirrel_torch.storage.shards.encoding import MOST_EMPTY, stored_as
-from squirrel_torch.storage.shards.schema import Field
+from squirrel_torch.storage.shards.field import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from squirrel_torch.errors import SampleEncodingError
-from squirrel_torch.storage.shards.schema import Field
+from squirrel_torch.storage.shards.field import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa

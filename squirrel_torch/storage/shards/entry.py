@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from squirrel_torch.storage.shards.encoding import arrow_type
-from squirrel_torch.storage.shards.schema import Field
+from squirrel_torch.storage.shards.field import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,8 +14,8 @@ from squirrel_torch.errors import CorruptDataError, StoreError
 from squirrel_torch.sharding import Shard
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
+from squirrel_torch.storage.shards.field import field_from_json
 from squirrel_torch.storage.shards.manifest import entry_from_json, entry_to_json, parse_json
-from squirrel_torch.storage.shards.schema import field_from_json
 
 __all__ = ["Journal"]
 

@@ -16,7 +16,8 @@ from squirrel_torch.checksum import checksum_of
 from squirrel_torch.errors import CorruptDataError, DatasetExistsError, StoreError
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
-from squirrel_torch.storage.shards.schema import Field, field_from_json, unify
+from squirrel_torch.storage.shards.field import Field, field_from_json
+from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.written import COMPRESSIONS
 
 __all__ = ["MODES", "Manifest", "commit", "entry_from_json", "entry_to_json", "latest", "numbered", "parse_json"]

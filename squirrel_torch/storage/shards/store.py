@@ -26,13 +26,15 @@ from squirrel_torch.storage.files import Files, folder_url
 from squirrel_torch.storage.sample import check_sample
 from squirrel_torch.storage.shards.cache import ShardCache
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
+from squirrel_torch.storage.shards.field import Field
 from squirrel_torch.storage.shards.grouping import ShardFormat, new_name
 from squirrel_torch.storage.shards.manifest import MODES, Manifest, check_mode, commit, latest, numbered
 from squirrel_torch.storage.shards.part import PartOfShards
 from squirrel_torch.storage.shards.reader import ReadOptions, ShardReader
 from squirrel_torch.storage.shards.rows import ShardKeys, ShardRows
-from squirrel_torch.storage.shards.schema import Field, find_field, unify
+from squirrel_torch.storage.shards.schema import find_field
 from squirrel_torch.storage.shards.selection import Selection, check_rows
+from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.writing import ShardWriting
 from squirrel_torch.storage.shards.written import COMPRESSIONS, check_fits, write_shard
 from squirrel_torch.storage.store import PartOfRows, Store, check_key

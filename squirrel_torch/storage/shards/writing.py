@@ -12,9 +12,10 @@ from squirrel_torch.errors import DatasetExistsError, SchemaError, ShardingError
 from squirrel_torch.sharding import can_gather, gathered, rank_shard
 from squirrel_torch.storage.files import Files
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry
+from squirrel_torch.storage.shards.field import Field
 from squirrel_torch.storage.shards.grouping import Done, ShardFormat, grouped, marks_of
 from squirrel_torch.storage.shards.journal import Journal
-from squirrel_torch.storage.shards.schema import Field, unify
+from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.written import write_shard
 from squirrel_torch.storage.store import Group, Writing, Written
 

@@ -15,7 +15,8 @@ from squirrel_torch.metrics import size_of
 from squirrel_torch.storage.files import Files, sync_folder
 from squirrel_torch.storage.shards.encoding import encode
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry, is_struct
-from squirrel_torch.storage.shards.schema import Field, find_field
+from squirrel_torch.storage.shards.field import Field
+from squirrel_torch.storage.shards.schema import find_field
 
 __all__ = ["COMPRESSIONS", "check_fits", "write_shard"]
 
