@@ -11,7 +11,8 @@ from squirrel_torch.iterstream.layout import Layout
 from squirrel_torch.loader.seen import KIND, SeenPass
 from squirrel_torch.loader.waits import Waited, Waits
 from squirrel_torch.loader.workers import Workers
-from squirrel_torch.observe.figures import Figures, added
+from squirrel_torch.observe.adding import added
+from squirrel_torch.observe.figures import Figures
 from squirrel_torch.observe.live import Watch, watching
 from squirrel_torch.observe.report import Report
 from squirrel_torch.observe.trace import Tracing, tracing

@@ -11,8 +11,9 @@ from squirrel_torch.iterstream.layout import Layout, Mode
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.loader.handing import Handed, Pace
 from squirrel_torch.loader.waits import Waits
+from squirrel_torch.observe.adding import added
 from squirrel_torch.observe.collected import Collected, cores
-from squirrel_torch.observe.figures import Figures, Loading, StageFigures, added
+from squirrel_torch.observe.figures import Figures, Loading, StageFigures
 from squirrel_torch.observe.naming import unseen
 from squirrel_torch.observe.sampler import Sampler
 from squirrel_torch.reporting import home

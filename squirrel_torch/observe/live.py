@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from squirrel_torch.checks import require_positive_seconds
-from squirrel_torch.observe.figures import Figures, since
+from squirrel_torch.observe.adding import since
+from squirrel_torch.observe.figures import Figures
 from squirrel_torch.observe.places import chain_of, facts_of, headline, split_of_consumer
 from squirrel_torch.observe.report import Report
 from squirrel_torch.observe.spelling import clean, percent

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from squirrel_torch.observe.figures import Figures, added
+from squirrel_torch.observe.adding import added
+from squirrel_torch.observe.figures import Figures
 from squirrel_torch.observe.live import watching
 from squirrel_torch.observe.text import line_of
 from tests.observe.reports import EVILS, LOADER, LONG, PLAIN

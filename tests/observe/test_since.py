@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from squirrel_torch.observe.figures import Calls, Figures, Histogram, Loading, StageFigures, since
+from squirrel_torch.observe.adding import since
+from squirrel_torch.observe.figures import Calls, Figures, Histogram, Loading, StageFigures
 
 
 def took(**counts):
