@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 from squirrel_torch.execution import Flow, Tally
-from squirrel_torch.histogram import Histogram
 from squirrel_torch.iterstream.blame import Opened
 from squirrel_torch.iterstream.run import Lifetime, Observer
-from squirrel_torch.iterstream.stage import Stage
-from squirrel_torch.iterstream.stages import Batched
-from squirrel_torch.observe.figures import Calls, Figures, StageFigures
+from squirrel_torch.observe.counting import Key, counted, in_order
+from squirrel_torch.observe.figures import Figures, StageFigures
 from squirrel_torch.observe.naming import kind_of, named
+from squirrel_torch.observe.sums import CallSums, Sums, calls_of
 
-__all__ = ["Collected", "Group", "Key", "Seen", "cores"]
+__all__ = ["Collected", "Group", "Seen", "cores"]
 
-Key: TypeAlias = "tuple[tuple[str, ...], int]"
-"""The branch and the place of a stage."""
 
 Places: TypeAlias = "Sequence[int | None] | None"
 """See `Collected.numbered`; None: as they are."""
@@ -67,48 +62,6 @@ class Group(NamedTuple):
         return self if self.busy is None else Group(None, [self.busy, *self.waiting], self.thread, self.feeds)
 
 
-@dataclass
-class _Sums:
-    """Of one place: seconds, and of those of its work whose CPU time is known, both."""
-
-    busy: float = 0.0
-    known: float = 0.0
-    cpu: float = 0.0
-    upstream: float = 0.0
-    downstream: float = 0.0
-    in_flight: float = 0.0
-    hungry: float = 0.0
-    looked: float = 0.0
-
-
-@dataclass
-class _Ended:
-    """What became of calls in runs that have ended."""
-
-    place: str = ""
-    workers: int = 0
-    count: int = 0
-    wall: float = 0.0
-    cpu: float | None = 0.0
-    away: float = 0.0
-    retries: int = 0
-    skipped: int = 0
-    times: Histogram | None = None
-    buffer: int = 0
-
-    def add(self, tally: Tally) -> None:
-        """Those of one run."""
-        self.place, self.workers = tally.place, max(tally.workers, self.workers)
-        self.count += tally.count
-        self.wall += tally.worked
-        self.cpu = None if self.cpu is None or tally.cpu is None else self.cpu + tally.cpu
-        self.away += tally.away
-        self.retries += tally.retries
-        self.times = tally.times.merged(self.times or Histogram())
-        flow = tally.flow
-        self.buffer = max(self.buffer, 0 if flow is None else flow.sizing.buffer)
-
-
 class Collected:
     """What is seen of the runs of one stream in this process: several at a time, and one after the other.
 
@@ -124,8 +77,8 @@ class Collected:
         self._lifetimes: dict[int, tuple[Lifetime, Places]] = {}
         self._threads: dict[int, int] = {}
         self._links: dict[Key, Any] = {}
-        self._sums: dict[Key, _Sums] = {}
-        self._ended: dict[Key, _Ended] = {}
+        self._sums: dict[Key, Sums] = {}
+        self._ended: dict[Key, CallSums] = {}
         # Whoever makes batches counts them, and the samples in them.
         self.makes_batches = False
         self.batches = self.samples = 0
@@ -153,7 +106,7 @@ class Collected:
             if id(lifetime) in self._lifetimes:
                 self._know(lifetime)
                 for key, tally, skipped in self._tallies(lifetime):
-                    ended = self._ended.setdefault(key, _Ended())
+                    ended = self._ended.setdefault(key, CallSums())
                     ended.add(tally)
                     ended.skipped += skipped
                 del self._lifetimes[id(lifetime)], self._threads[id(lifetime)]
@@ -232,7 +185,7 @@ class Collected:
                 self._know(lifetime)
                 self._look_into(lifetime, seconds)
             for key in list(self._links):
-                sums = self._sums.setdefault(key, _Sums())
+                sums = self._sums.setdefault(key, Sums())
                 sums.looked += seconds
                 if key in seen.busy:
                     sums.busy += seconds
@@ -256,7 +209,7 @@ class Collected:
         self._looked_for += now - self._looked
         with self._lock:
             for key in list(self._links):
-                sums = self._sums.setdefault(key, _Sums())
+                sums = self._sums.setdefault(key, Sums())
                 sums.looked += now - self._looked
                 sums.downstream += now - self._looked
         self._looked = now
@@ -271,7 +224,7 @@ class Collected:
         for key, tally, _ in self._tallies(lifetime):
             flow = tally.flow
             if flow is not None:
-                sums = self._sums.setdefault(key, _Sums())
+                sums = self._sums.setdefault(key, Sums())
                 sums.in_flight += seconds * flow.in_flight
                 sums.hungry += seconds * flow.is_hungry
 
@@ -291,20 +244,21 @@ class Collected:
         """What has been seen so far."""
         with self._lock:
             now = self._over or perf_counter()
-            live: dict[Key, _Ended] = {}
+            live: dict[Key, CallSums] = {}
             for lifetime in self.runs():
                 self._know(lifetime)
                 for key, tally, skipped in self._tallies(lifetime):
-                    one = live.setdefault(key, _Ended())
+                    one = live.setdefault(key, CallSums())
                     one.add(tally)
                     one.skipped += skipped
-            stages = [self._stage(key, live.get(key)) for key in sorted(self._links, key=_in_order)]
-        return Figures(seconds=now - self._began, stages=tuple(self._counted(stages)), cores=cores())
+            stages = [self._stage(key, live.get(key)) for key in sorted(self._links, key=in_order)]
+            stage_of = {key: getattr(link, "_stage", None) for key, link in self._links.items()}
+        made = (self.batches, self.samples) if self.makes_batches else None
+        return Figures(seconds=now - self._began, stages=tuple(counted(stages, stage_of, made)), cores=cores())
 
-    def _stage(self, key: Key, live: _Ended | None) -> StageFigures:
-        link, sums, scale = self._links[key], self._sums.get(key, _Sums()), self._scale()
-        calls = self._calls(key, live, sums)
-        ended = self._ended.get(key, _Ended())
+    def _stage(self, key: Key, live: CallSums | None) -> StageFigures:
+        link, sums, scale = self._links[key], self._sums.get(key, Sums()), self._scale()
+        both = [one for one in (self._ended.get(key), live) if one is not None]
         return StageFigures(
             place=key[1],
             name=named(link),
@@ -316,35 +270,14 @@ class Collected:
             cpu=scale * sums.busy * sums.cpu / sums.known if sums.known else None,
             upstream=scale * sums.upstream,
             downstream=scale * sums.downstream,
-            retries=ended.retries + (live.retries if live else 0),
-            skipped=ended.skipped + (live.skipped if live else 0),
-            calls=calls,
+            retries=sum(one.retries for one in both),
+            skipped=sum(one.skipped for one in both),
+            calls=calls_of(both, sums) if both else None,
         )
 
     def _scale(self) -> float:
         """What was seen stands for the time since the last look, too."""
         return ((self._over or perf_counter()) - self._began) / self._looked_for if self._looked_for else 1.0
-
-    def _calls(self, key: Key, live: _Ended | None, sums: _Sums) -> Calls | None:
-        both = [one for one in (self._ended.get(key), live) if one is not None]
-        if not both:
-            return None
-        cpus = [one.cpu for one in both if one.count]
-        times = Histogram()
-        for one in both:
-            times = times.merged(one.times or Histogram())
-        return Calls(
-            place=both[-1].place,
-            workers=max(one.workers for one in both),
-            count=sum(one.count for one in both),
-            wall=sum(one.wall for one in both),
-            cpu=None if any(cpu is None for cpu in cpus) else sum(cpu or 0.0 for cpu in cpus),
-            away=sum(one.away for one in both),
-            hungry=sums.hungry / sums.looked if sums.looked else 0.0,
-            in_flight=sums.in_flight / sums.looked if sums.looked else 0.0,
-            buffer=max(one.buffer for one in both),
-            times=times,
-        )
 
     def _thread_of(self, key: Key) -> str:
         """A place is asked by the feeder of the next place behind it that has calls elsewhere."""
@@ -356,35 +289,6 @@ class Collected:
 
     def _has_calls(self, key: Key) -> bool:
         return key in self._ended or any(key == known for one in self.runs() for known, *_ in self._tallies(one))
-
-    def _counted(self, stages: list[StageFigures]) -> list[StageFigures]:
-        """With the items of each, as far as they follow from what is counted."""
-        stages_of = {(one.branch, one.place): getattr(self._links[one.branch, one.place], "_stage", None) for one in stages}
-        known: dict[Key, int] = {(one.branch, one.place): one.calls.count for one in stages if one.calls is not None}
-        main = [one for one in stages if not one.branch]
-        if self.makes_batches and main:
-            last = (), main[-1].place
-            known[last] = self.batches
-            self._count_samples(known, stages_of, last[1])
-        derived = derive(known, stages_of)
-        if len(main) > 1 and main[1].place > 1:  # what stands between only orders what the source gives
-            stage = stages_of[(), main[1].place]
-            behind = known.get(((), main[1].place - 1))
-            if behind is None and stage is not None and stage.one_to_one:
-                behind = derived.get(((), main[1].place))
-            if behind is not None:
-                derived.setdefault(((), 0), behind)
-        return [
-            replace(one, items=derived.get((one.branch, one.place)), exact=(one.branch, one.place) in known) for one in stages
-        ]
-
-    def _count_samples(self, known: dict[Key, int], stages: Mapping[Key, Stage[Any, Any] | None], last: int) -> None:
-        """The samples of the batches are what stands before the stage that makes them."""
-        place = last
-        while (stage := stages.get(((), place))) is not None and stage.one_to_one:
-            place -= 1
-        if isinstance(stage, Batched):
-            known.setdefault(((), place - 1), self.samples)
 
 
 class _Numbered:
@@ -404,31 +308,7 @@ class _Numbered:
         self._collected.ends(lifetime)
 
 
-def derive(known: Mapping[Key, int], stages: Mapping[Key, Stage[Any, Any] | None]) -> dict[Key, int]:
-    """How many items each place has given, as far as that follows from the counts of some.
-
-    A stage that gives one item for each passes the count on, in both directions.
-    """
-    found = dict(known)
-    order = sorted(stages, key=_in_order)
-    for (branch, place), before in zip(order[1:], order, strict=False):
-        stage = stages[branch, place]
-        if before == (branch, place - 1) and before in found and stage is not None and (stage.one_to_one or stage.moves_only):
-            found.setdefault((branch, place), found[before])
-    for (branch, place), before in reversed(list(zip(order[1:], order, strict=False))):
-        stage = stages[branch, place]
-        if before == (branch, place - 1) and (branch, place) in found and stage is not None and stage.one_to_one:
-            found.setdefault(before, found[branch, place])
-    return found
-
-
 def _depth(key: Key) -> tuple[int, int]:
     """The least for what is next to the source."""
     branch, place = key
     return -len(branch), place
-
-
-def _in_order(key: Key) -> tuple[float, tuple[str, ...], int]:
-    """The main chain, and behind it the branches."""
-    branch, place = key
-    return (inf if branch else 0.0, branch, place)

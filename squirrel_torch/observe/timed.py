@@ -13,7 +13,8 @@ from squirrel_torch.histogram import Histogram
 from squirrel_torch.iterstream.blame import Opened
 from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.metrics import size_of
-from squirrel_torch.observe.collected import Collected, Key
+from squirrel_torch.observe.collected import Collected
+from squirrel_torch.observe.counting import Key
 from squirrel_torch.observe.figures import Figures, StageFigures
 
 __all__ = ["Timed"]
