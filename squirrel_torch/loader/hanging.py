@@ -24,7 +24,7 @@ from squirrel_torch.execution.places.crew import Crew
 from squirrel_torch.execution.process import OwnProcess
 from squirrel_torch.iterstream.blame import Opened
 from squirrel_torch.iterstream.run import Lifetime
-from squirrel_torch.loader.watch import Progress
+from squirrel_torch.loader.progress import Progress
 from squirrel_torch.threads import end_thread, frames_from
 
 __all__ = ["HangWatch", "hang_report"]

@@ -27,12 +27,13 @@ from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.looking import Looked
 from squirrel_torch.loader.passing import Batches
+from squirrel_torch.loader.progress import Progress
 from squirrel_torch.loader.provenance import Epochs, Traced, say_left_out
 from squirrel_torch.loader.reports import KIND, Reports
 from squirrel_torch.loader.sampler import EpochSampler
 from squirrel_torch.loader.seen import SeenPass
 from squirrel_torch.loader.waits import Waits
-from squirrel_torch.loader.watch import Names, Progress, Watch
+from squirrel_torch.loader.watch import Names, Watch
 from squirrel_torch.loader.work import Serve
 from squirrel_torch.loader.workers import Workers
 from squirrel_torch.plan import Tail

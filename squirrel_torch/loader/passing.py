@@ -12,7 +12,7 @@ from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.loader.course import END, World
 from squirrel_torch.loader.device import on_device
 from squirrel_torch.loader.hanging import HangWatch
-from squirrel_torch.loader.watch import ENDED, LEFT, Progress, failed
+from squirrel_torch.loader.progress import ENDED, LEFT, Progress, failed
 from squirrel_torch.loader.work import Nothing
 
 if TYPE_CHECKING:
