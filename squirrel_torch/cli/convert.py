@@ -13,7 +13,7 @@ from squirrel_torch.cli.output import complain, counted, say
 from squirrel_torch.cli.work import bar, is_watched, work_off
 from squirrel_torch.errors import SampleEncodingError, SchemaError, ShardingError, StoreError
 from squirrel_torch.iterstream.base import Composable
-from squirrel_torch.iterstream.source import IterableSource
+from squirrel_torch.iterstream.iterable import IterableSource
 from squirrel_torch.sharding import WHOLE, rank_shard
 from squirrel_torch.storage import Readable, ShardStore, Written
 from squirrel_torch.storage.files import Files

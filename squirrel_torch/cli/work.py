@@ -12,7 +12,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, TypeVar
 
-from squirrel_torch.iterstream.source import IterableSource
+from squirrel_torch.iterstream.iterable import IterableSource
 
 __all__ = ["bar", "is_watched", "processors", "work_off"]
 

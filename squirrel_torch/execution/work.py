@@ -12,9 +12,6 @@ from squirrel_torch.execution.call import Outcome
 if TYPE_CHECKING:
     from distributed import Client  # in a text below
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Chunk", "Deliver", "ExecutorLike", "Place"]
 
 ExecutorLike: TypeAlias = 'Literal["thread", "process", "numba"] | str | Executor | Client | None'

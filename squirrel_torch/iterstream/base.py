@@ -226,7 +226,7 @@ class Composable(DataPipe[T_co]):
                 links.append(node)
             node = node.source
         if node is not None and links[-1]._stage is not None:
-            from squirrel_torch.iterstream.source import IterableSource
+            from squirrel_torch.iterstream.iterable import IterableSource
 
             links.append(IterableSource(node))
         return links[::-1]

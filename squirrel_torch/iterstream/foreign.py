@@ -6,7 +6,7 @@ from typing import Any
 
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.datapipe import register
-from squirrel_torch.iterstream.source import IterableSource
+from squirrel_torch.iterstream.iterable import IterableSource
 
 __all__ = ["NAMES", "register_all"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from squirrel_torch.errors import FingerprintMismatch, ShardingError
 from squirrel_torch.iterstream.base import Composable, chained, copied
 from squirrel_torch.iterstream.datapipe import is_datapipe
+from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.planned import Planned, is_opaque, makes_one, planned_prefix
-from squirrel_torch.iterstream.source import Mix
 from squirrel_torch.iterstream.splits import splits_of
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import (

@@ -311,7 +311,7 @@ class Upstream(Iterable[T]):
 
     def __getattr__(self, name: str) -> Any:
         """The fluent methods, for composables that use them on `self.source` while they run."""
-        from squirrel_torch.iterstream.source import IterableSource
+        from squirrel_torch.iterstream.iterable import IterableSource
 
         if name.startswith("_"):
             raise AttributeError(name)

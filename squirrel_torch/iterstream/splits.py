@@ -8,7 +8,7 @@ from typing import Any
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_in
-from squirrel_torch.iterstream.source import Mix
+from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.stage import Split
 
 __all__ = ["splits_of"]

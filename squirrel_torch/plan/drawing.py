@@ -260,7 +260,7 @@ class Drawn(ByDraws):
 
 
 def pick_all(weights: Sequence[float], draws: npt.NDArray[np.float64]) -> Integers:
-    """`squirrel_torch.iterstream.source.pick` for many draws: to the last bit the same floats, in the same order."""
+    """`squirrel_torch.iterstream.mix.pick` for many draws: to the last bit the same floats, in the same order."""
     target = draws * sum(weights)
     picked = np.zeros(len(draws), np.int64)
     for weight in weights[:-1]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.blame import NOTE_PREFIX
-from squirrel_torch.iterstream.source import IterableSource
+from squirrel_torch.iterstream.iterable import IterableSource
 from squirrel_torch.iterstream.stage import Stage
 
 __all__ = ["check_stage"]

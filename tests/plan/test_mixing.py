@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squirrel_torch import IterableSamplerSource, IterableSource, Multiplexer
+from squirrel_torch.iterstream.mix import pick
 from squirrel_torch.iterstream.multiplexer import MultiplexingStrategy
-from squirrel_torch.iterstream.source import pick
 from squirrel_torch.plan import Drawn, InTurn, Looped, Mixed, Permuted, Sampled, Skipped, Straight, Taken, permutation_key
 from squirrel_torch.plan.drawing import pick_all
 from squirrel_torch.seeding import uniforms
