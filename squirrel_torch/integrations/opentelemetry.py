@@ -10,7 +10,8 @@ from typing import Final
 from squirrel_torch import recording
 from squirrel_torch.errors import MissingDependencyError
 from squirrel_torch.observe.spans import Span, Spans
-from squirrel_torch.observe.trace import process_name, unix_of_clock
+from squirrel_torch.observe.trace import process_name
+from squirrel_torch.observe.trace_file import unix_of_clock
 from squirrel_torch.recording import Recorder
 from squirrel_torch.sharding import rank_shard
 

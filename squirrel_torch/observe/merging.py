@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from squirrel_torch.observe.trace import WholeFile, checked_path
+from squirrel_torch.observe.trace import checked_path
+from squirrel_torch.observe.trace_file import WholeFile
 
 __all__ = ["merge_traces"]
 
