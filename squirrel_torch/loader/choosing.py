@@ -17,7 +17,8 @@ from squirrel_torch.iterstream.torch_composables import TorchIterable
 from squirrel_torch.loader.course import Course
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.planned import PlannedCourse
-from squirrel_torch.loader.streamed import StreamedCourse, split_place
+from squirrel_torch.loader.streamed import StreamedCourse
+from squirrel_torch.loader.streams import split_place
 from squirrel_torch.plan import Tail
 
 __all__ = ["course_of", "dataset_of"]
