@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec
 from squirrel_torch.checks import require_at_least, require_callable, require_epoch
 from squirrel_torch.errors import PipelineError, ShardingError
 from squirrel_torch.iterstream.datapipe import DataPipe, graph_state, is_datapipe, iterated_by_dataloader, plain_state
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.monitors import monitors_of
 from squirrel_torch.iterstream.oneshot import OneShot
-from squirrel_torch.iterstream.run import Lifetime, Run, Upstream
+from squirrel_torch.iterstream.run import Run, Upstream
 from squirrel_torch.iterstream.sink import write_stream
 from squirrel_torch.iterstream.stage import Context, Split, Stage
 from squirrel_torch.iterstream.stages import (

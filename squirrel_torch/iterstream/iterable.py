@@ -14,8 +14,9 @@ from torch.utils.data import IterableDataset
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import ChainEnd, Composable, require_source
 from squirrel_torch.iterstream.datapipe import is_datapipe, pipes_behind
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.oneshot import OneShot
-from squirrel_torch.iterstream.run import Lifetime, Upstream, open_links
+from squirrel_torch.iterstream.run import Upstream, open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import DEFAULT_SEED
 from squirrel_torch.sharding import WHOLE, Shard

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from squirrel_torch.iterstream.base import ChainEnd, Composable, chained, copied
 from squirrel_torch.iterstream.iterable import IterableSource, Source, T_co
-from squirrel_torch.iterstream.run import Lifetime, open_links
+from squirrel_torch.iterstream.lifetime import Lifetime
+from squirrel_torch.iterstream.run import open_links
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Monitored
 from squirrel_torch.seeding import Seed, resolve_seed

@@ -12,7 +12,7 @@ import numpy as np
 
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.digest import digest_of
-from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.storage import Ids, Located, Rows
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.mix import Mix, OpenBranches, as_branches, pick
-from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Seed, resolve_seed
 from squirrel_torch.sharding import Shard

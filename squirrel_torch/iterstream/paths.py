@@ -8,7 +8,7 @@ from typing import Any
 
 from squirrel_torch.checks import require_at_least
 from squirrel_torch.iterstream.iterable import Source
-from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.sharding import Shard
 

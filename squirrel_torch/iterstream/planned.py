@@ -12,11 +12,11 @@ import numpy as np
 
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.iterable import IterableSource, Source
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.mix import IterableSamplerSource, Mix
 from squirrel_torch.iterstream.mixed_rows import MixedRows, PlannedBranch
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.rows import rows_of
-from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.stage import Context, Stage
 from squirrel_torch.iterstream.stages import Loop, Shuffled, Skip, SplitStage, Take
 from squirrel_torch.plan import (

@@ -23,7 +23,7 @@ from squirrel_torch.execution.places.coroutines import Coroutines
 from squirrel_torch.execution.places.crew import Crew
 from squirrel_torch.execution.process import OwnProcess
 from squirrel_torch.iterstream.blame import Opened
-from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.loader.progress import Progress
 from squirrel_torch.threads import end_thread, frames_from
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from squirrel_torch.execution import Flow, Tally
 from squirrel_torch.iterstream.blame import Opened
-from squirrel_torch.iterstream.run import Lifetime, Observer
+from squirrel_torch.iterstream.lifetime import Lifetime, Observer
 from squirrel_torch.observe.counting import Key, counted, in_order
 from squirrel_torch.observe.figures import Figures, StageFigures
 from squirrel_torch.observe.naming import kind_of, named

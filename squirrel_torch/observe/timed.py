@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from squirrel_torch.histogram import Histogram
 from squirrel_torch.iterstream.blame import Opened
-from squirrel_torch.iterstream.run import Lifetime
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.metrics import size_of
 from squirrel_torch.observe.collected import Collected
 from squirrel_torch.observe.counting import Key

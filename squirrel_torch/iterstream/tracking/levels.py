@@ -14,8 +14,9 @@ import numpy as np
 from squirrel_torch.errors import ReplayMismatch, StateError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.digest import digest_of
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.planned import Numbered, Planned, position_blocks
-from squirrel_torch.iterstream.run import Lifetime, open_links
+from squirrel_torch.iterstream.run import open_links
 from squirrel_torch.iterstream.stage import Context, Following, Id, Stage, Step
 from squirrel_torch.storage import Ids
 

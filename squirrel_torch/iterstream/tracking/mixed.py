@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from squirrel_torch.errors import StateError
+from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.mix import IterableSamplerSource, Mix, pick
 from squirrel_torch.iterstream.multiplexer import Multiplexer
-from squirrel_torch.iterstream.run import Lifetime
 from squirrel_torch.iterstream.stage import Context, Id, Step
 from squirrel_torch.iterstream.tracking.levels import Level, Memory, remade
 from squirrel_torch.iterstream.tracking.memory import said

@@ -8,10 +8,10 @@ from typing import Any, Final
 from squirrel_torch.errors import PipelineError, StateError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.iterable import Source
+from squirrel_torch.iterstream.lifetime import Lifetime, Observer
 from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
-from squirrel_torch.iterstream.run import Lifetime, Observer
 from squirrel_torch.iterstream.stage import Context, Id, Stage, Step
 from squirrel_torch.iterstream.tracking.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
 from squirrel_torch.iterstream.tracking.memory import check_memory, restored, said
