@@ -18,6 +18,7 @@ from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.blame import NOTE_PREFIX
 from squirrel_torch.iterstream.iterable import IterableSource
 from squirrel_torch.iterstream.stage import Stage
+from squirrel_torch.testing.promises import require
 
 __all__ = ["check_stage"]
 
@@ -61,41 +62,36 @@ def check_stage(stage: Stage[Any, Any], items: Sequence[Any], *, read: Callable[
             _check_callback_errors(stage, field.name, items)
 
 
-def _require(kept: bool, promise: str) -> None:
-    if not kept:
-        raise AssertionError(promise)
-
-
 def _pipeline(stage: Stage[Any, Any], items: Iterable[Any] | Callable[[], Iterable[Any]]) -> Composable[Any]:
     return IterableSource(items).then(stage)
 
 
 def _check_description(stage: Stage[Any, Any]) -> None:
     parameters = getattr(type(stage), "__dataclass_params__", None)
-    _require(parameters is not None, f"{type(stage).__name__} must be a dataclass: its fields are its arguments")
-    _require(parameters.frozen, f"{type(stage).__name__} must be frozen: a stage does not change")  # type: ignore[union-attr]  # there, by the line above
+    require(parameters is not None, f"{type(stage).__name__} must be a dataclass: its fields are its arguments")
+    require(parameters.frozen, f"{type(stage).__name__} must be frozen: a stage does not change")  # type: ignore[union-attr]  # there, by the line above
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # seen to be one
         silent = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        _require(silent or f"{field.name}=" in stage.describe(), f"{stage.describe()} must show its argument {field.name}")
+        require(silent or f"{field.name}=" in stage.describe(), f"{stage.describe()} must show its argument {field.name}")
 
 
 def _check_copy(stage: Stage[Any, Any], items: list[Any], read: Callable[[Any], Any], expected: list[Any]) -> None:
     copy = pickle.loads(pickle.dumps(stage))  # noqa: S301  # bytes of our own, made one call before
     given = [read(item) for item in _pipeline(copy, items).run(epoch=0)]
-    _require(_same(given, expected), f"a pickled copy of {stage.describe()} gives {given!r} instead of {expected!r}")
+    require(_same(given, expected), f"a pickled copy of {stage.describe()} gives {given!r} instead of {expected!r}")
 
 
 def _check_runs(stage: Stage[Any, Any], items: list[Any], read: Callable[[Any], Any], expected: list[Any]) -> None:
     pipeline = _pipeline(stage, items)
     again = [read(item) for item in pipeline.run(epoch=0)]
-    _require(_same(again, expected), f"a second run of {stage.describe()} gives {again!r} instead of {expected!r}")
+    require(_same(again, expected), f"a second run of {stage.describe()} gives {again!r} instead of {expected!r}")
     first, second = [], []
     with pipeline.run(epoch=0) as one, pipeline.run(epoch=0) as other:
         for item in one:
             first.append(read(item))
             second += [read(item) for item in islice(other, 1)]
         second += [read(item) for item in other]
-    _require(
+    require(
         _same(first, expected) and _same(second, expected),
         f"two runs of {stage.describe()} that take turns disturb each other: {first!r} and {second!r} instead of {expected!r}",
     )
@@ -114,10 +110,10 @@ def _check_abandoned(stage: Stage[Any, Any], items: list[Any]) -> None:
     run = iter(_pipeline(stage, source))
     given = list(islice(run, 1))
     del run
-    _require(closed.is_set() or not given, f"a run of {stage.describe()} that was abandoned has not closed its source")
+    require(closed.is_set() or not given, f"a run of {stage.describe()} that was abandoned has not closed its source")
     deadline = time.monotonic() + _PATIENCE
     while left := (set(threading.enumerate()) - threads) | (set(multiprocessing.active_children()) - processes):
-        _require(time.monotonic() < deadline, f"a run of {stage.describe()} that was abandoned left {left}")
+        require(time.monotonic() < deadline, f"a run of {stage.describe()} that was abandoned left {left}")
         time.sleep(0.01)
 
 
@@ -190,9 +186,9 @@ def _check_failing(pipeline: Composable[Any], place: str) -> None:
         except _PlannedError as error:
             seen.append(error)
             notes = [note for note in getattr(error, "__notes__", []) if note.startswith(NOTE_PREFIX)]
-            _require(len(notes) == 1 and place in notes[0], f"an error {place}) of {pipeline!r} must say so once, got {notes}")
-            _require(error.args[0] == 404, f"an error must keep its arguments, got {error.args!r}")
-    _require(len(seen) == 2, f"{pipeline!r} failed and then ended quietly, or swallowed an error: it raised {seen}")
+            require(len(notes) == 1 and place in notes[0], f"an error {place}) of {pipeline!r} must say so once, got {notes}")
+            require(error.args[0] == 404, f"an error must keep its arguments, got {error.args!r}")
+    require(len(seen) == 2, f"{pipeline!r} failed and then ended quietly, or swallowed an error: it raised {seen}")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as npst
 
 from squirrel_torch.errors import CorruptDataError, SampleEncodingError
 from squirrel_torch.storage.codecs import codec_for
-from squirrel_torch.testing.stores import _difference
+from squirrel_torch.testing.promises import difference
 
 CODECS = [codec_for("msgpack"), codec_for("json")]
 TAG = "__squirrel_torch__"
@@ -34,7 +34,7 @@ both = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 
 def require_round_trip(codec, sample, expected=None):
     back = codec.decode(codec.encode(sample))
-    assert _difference(back, sample if expected is None else expected, "sample") is None
+    assert difference(back, sample if expected is None else expected, "sample") is None
     return back
 
 
