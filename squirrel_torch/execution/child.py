@@ -11,8 +11,9 @@ from typing import Any, Final
 from squirrel_torch.execution.call import Call, Outcome
 from squirrel_torch.execution.carry import Carried, carry_failures
 from squirrel_torch.execution.channel import Channel, ChannelClosed
+from squirrel_torch.execution.luggage import Luggage
 from squirrel_torch.execution.page import Page
-from squirrel_torch.execution.process import Luggage, seed_generators
+from squirrel_torch.execution.process import seed_generators
 
 __all__ = ["NO_ITEM", "Control", "serve"]
 

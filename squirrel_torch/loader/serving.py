@@ -17,9 +17,10 @@ import torch.utils.data._utils.worker as torch_worker
 from squirrel_torch import recording
 from squirrel_torch.execution.carry import Carried
 from squirrel_torch.execution.encoding import encode
+from squirrel_torch.execution.luggage import Luggage
 from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import Page
-from squirrel_torch.execution.process import Luggage, seed_generators
+from squirrel_torch.execution.process import seed_generators
 from squirrel_torch.loader.collating import collate_quickly
 from squirrel_torch.loader.handing import Handing
 from squirrel_torch.loader.line import Frame, Line, Order, read_orders

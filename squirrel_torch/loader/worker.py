@@ -16,9 +16,10 @@ from typing import Any, Final, Literal
 from squirrel_torch import recording
 from squirrel_torch.errors import PipelineError, StageTimeout, WorkerDiedError
 from squirrel_torch.execution.encoding import decode
+from squirrel_torch.execution.luggage import Luggage
 from squirrel_torch.execution.memory import SharedMemory
 from squirrel_torch.execution.page import PATIENCE, Page
-from squirrel_torch.execution.process import Luggage, OwnProcess
+from squirrel_torch.execution.process import OwnProcess
 from squirrel_torch.loader.handing import Handed
 from squirrel_torch.loader.line import RECORD, REST, TAKEN, Frame, Line, Order, read_frame
 from squirrel_torch.loader.notes import Handlers, handle

@@ -16,8 +16,8 @@ import torch
 from squirrel_torch import recording
 from squirrel_torch.checks import require_at_least, require_callable, require_seconds
 from squirrel_torch.errors import ClosedRunError, PipelineError
+from squirrel_torch.execution.luggage import portable_bytes
 from squirrel_torch.execution.page import PATIENCE
-from squirrel_torch.execution.process import portable_bytes
 from squirrel_torch.loader.handing import KIND as HANDING
 from squirrel_torch.loader.handing import Handed
 from squirrel_torch.loader.line import Order

@@ -20,9 +20,10 @@ from squirrel_torch.errors import PipelineError, WorkerDiedError
 from squirrel_torch.execution.call import Call, LocalGate, Outcome
 from squirrel_torch.execution.channel import Channel, ChannelClosed
 from squirrel_torch.execution.child import NO_ITEM, Control, serve
+from squirrel_torch.execution.luggage import Luggage
 from squirrel_torch.execution.page import PATIENCE
 from squirrel_torch.execution.places.crew import AtWork, Crew
-from squirrel_torch.execution.process import GivenUp, Luggage, OwnProcess
+from squirrel_torch.execution.process import GivenUp, OwnProcess
 from squirrel_torch.execution.watch import Lost, attend
 from squirrel_torch.execution.work import Deliver
 
