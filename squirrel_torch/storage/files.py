@@ -7,15 +7,15 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 from squirrel_torch.errors import MissingDependencyError, StoreError
+from squirrel_torch.storage.local import create_at_once, write_at_once
 
-__all__ = ["Files", "check_options", "folder_url", "is_transient", "sync_folder", "tried", "write_at_once"]
+__all__ = ["Files", "check_options", "folder_url", "is_transient", "tried"]
 
 T = TypeVar("T")
 
@@ -175,7 +175,7 @@ class Files:
 
         def create() -> bool:
             if self.is_local:
-                return _create(Path(self.path(name)), data)
+                return create_at_once(Path(self.path(name)), data)
             filesystem, root = self._filesystem()
             _make_folder(filesystem, f"{root}/{name}")
             try:
@@ -309,56 +309,3 @@ def _is_refused(error: OSError) -> bool:
     return any(
         word in text for word in ("PreconditionFailed", "ConditionalRequestConflict", "At least one of the pre-conditions")
     )
-
-
-def write_at_once(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    """Write a local file under another name, have it on the disk, and give it its name.
-
-    Raises:
-        OSError: Nothing is left behind then.
-    """
-    temporary = _write_temporary(path, parts)
-    try:
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def _write_temporary(path: Path, parts: Sequence[bytes | memoryview]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _create(path: Path, data: bytes) -> bool:
-    temporary = _write_temporary(path, [data])
-    try:
-        # Unlike a rename, a link is refused if there is a file already.
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of a local folder on the disk."""
-    with suppress(OSError):  # some filesystems can't
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from squirrel_torch.errors import StoreError
-from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage.rows import KeyRows, Rows, StoredRows
+from squirrel_torch.storage.writing import Writing
 
-__all__ = [
-    "Blocks",
-    "Group",
-    "Keys",
-    "PartOfRows",
-    "Readable",
-    "Store",
-    "Writing",
-    "Written",
-    "check_key",
-    "require_store",
-    "store_reader",
-]
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a `sink` wrote.
-
-    Args:
-        rows: How many samples.
-        shards: The names of the files that hold them, where the store has any.
-        bytes: The size of these files; 0 where the store has none.
-    """
-
-    rows: int
-    shards: tuple[str, ...] = ()
-    bytes: int = 0
+__all__ = ["Blocks", "Keys", "PartOfRows", "Readable", "Store", "check_key", "require_store", "store_reader"]
 
 
 class Keys:
@@ -67,66 +39,6 @@ class Keys:
 
     def __repr__(self) -> str:
         return f"<{len(self)} keys of {self._store!r}>"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Samples of a stream that are written together.
-
-    Args:
-        first: The number of the first of them in the stream.
-        samples: At least one.
-        name: Of the file that is to hold them, where there is one.
-    """
-
-    first: int
-    samples: list[Any]
-    name: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of payload, by which it is sent to other processes."""
-        return size_of(self.samples)
-
-
-class Writing:
-    """A stream on its way into a store that writes each sample by itself. `sink` drives it.
-
-    Args:
-        store: Where the samples go.
-    """
-
-    holds: int | None = None
-    """How many groups a worker may have before it, so that the memory is bounded; None for what the user says."""
-
-    resumed = 0
-    """How many samples have been written by an earlier run of the same job."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._rows = 0
-
-    def groups(self, items: Iterator[Any]) -> Iterator[Any]:
-        """What is written in one go."""
-        return items
-
-    @property
-    def write(self) -> Callable[[Any], Any]:
-        """Writes a group, in whatever process; what it returns comes back to `receive`."""
-        return self._store.set
-
-    def receive(self, first: int, result: Any) -> int:
-        """Take what `write` has returned for the group that begins with item `first`; how many samples that was."""
-        self._rows += 1
-        return 1
-
-    def commit(self) -> Written:
-        """Make it all readable."""
-        self._store.flush()
-        return Written(rows=self._rows)
-
-    def abort(self) -> None:
-        """Writing has failed."""
 
 
 class PartOfRows(chain[Any]):

@@ -13,7 +13,7 @@ from squirrel_torch.errors import StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.storage.shards.encoding import encode
 from squirrel_torch.storage.shards.schema import find_field
-from squirrel_torch.storage.store import Group
+from squirrel_torch.storage.writing import Group
 
 __all__ = ["Done", "ShardFormat", "grouped", "marks_of", "new_name"]
 

@@ -17,7 +17,7 @@ from squirrel_torch.storage.shards.grouping import Done, ShardFormat, grouped, m
 from squirrel_torch.storage.shards.journal import Journal
 from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.written import write_shard
-from squirrel_torch.storage.store import Group, Writing, Written
+from squirrel_torch.storage.writing import Group, Writing, Written
 
 __all__ = ["GroupWriter", "ShardWriting", "shards_of"]
 

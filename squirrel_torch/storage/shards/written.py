@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from squirrel_torch.errors import SampleEncodingError, StoreError
 from squirrel_torch.metrics import size_of
-from squirrel_torch.storage.files import Files, sync_folder
+from squirrel_torch.storage.files import Files
+from squirrel_torch.storage.local import sync_folder
 from squirrel_torch.storage.shards.encoding import encode
 from squirrel_torch.storage.shards.entry import FOLDER, ShardEntry, is_struct
 from squirrel_torch.storage.shards.field import Field
