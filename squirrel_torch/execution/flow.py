@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures.process  # registers what it does at exit, as the next line does: see the end
-import concurrent.futures.thread  # noqa: F401
-import multiprocessing.util
 import os
 import threading
 from collections import deque
@@ -15,11 +12,11 @@ from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Any, Final, Literal
-from weakref import WeakSet
 
 from squirrel_torch import recording
 from squirrel_torch.errors import ClosedRunError, PipelineError
 from squirrel_torch.execution.call import LocalGate, Outcome, belongs_to, is_of
+from squirrel_torch.execution.exiting import close_at_exit
 from squirrel_torch.execution.sizing import ChunkSize
 from squirrel_torch.execution.spans import ChunkSpans
 from squirrel_torch.execution.tally import Tally
@@ -42,7 +39,6 @@ _QUICK = 1e-3
 _PART = 256
 
 _numbers = count()
-_open: WeakSet[Flow] = WeakSet()
 _feeding = threading.local()
 
 
@@ -147,7 +143,7 @@ class Flow:
                 cheap=lambda: self.sizing.fixed is None and self.sizing.size > 1,
             )
         self._tally.begins(self)
-        _close_at_exit(self)
+        close_at_exit(self)
         # No thread of the flow holds the generator that holds the flow: an abandoned stream is closed at once.
         self.feeder = threading.Thread(target=self._feed, name=f"squirrel_torch_feeder_{next(_numbers)}", daemon=True)
         """The thread that pulls from the stages before."""
@@ -442,31 +438,3 @@ def _below(traceback: TracebackType | None, frames: int) -> TracebackType | None
     for _ in range(frames):
         traceback = None if traceback is None else traceback.tb_next
     return traceback
-
-
-# -- the end of the process --------------------------------------------------------------------------------------------
-
-_opening = threading.Lock()
-_watching: int | None = None
-
-
-def _close_at_exit(flow: Flow) -> None:
-    global _watching
-    _open.add(flow)
-    if _watching != os.getpid():
-        _watching = os.getpid()
-        # Children of multiprocessing (the workers of a DataLoader) end their own children before their threads.
-        multiprocessing.util.Finalize(None, _close_all, exitpriority=100)
-
-
-def _close_all() -> None:
-    with _opening:
-        flows = list(_open)
-    for flow in flows:
-        flow.close()
-
-
-# At exit Python waits for threads, and for all that was submitted to any executor. A stream that is still alive then must
-# not keep it: what is queued is dropped, what runs is waited for. Exit functions of `threading` run latest first, so this has
-# to be registered after those of concurrent.futures. There is no public way: atexit runs too late.
-threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # private

@@ -24,7 +24,7 @@ import torch
 
 from squirrel_torch.execution.page import Page
 
-__all__ = ["GivenUp", "OwnProcess", "one_at_a_time", "seed_generators"]
+__all__ = ["Closable", "GivenUp", "OwnProcess", "one_at_a_time", "seed_generators"]
 
 _GLANCE: Final = 1.0
 
