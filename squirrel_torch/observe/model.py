@@ -11,7 +11,7 @@ from typing import Final
 
 from squirrel_torch.observe.figures import Calls, Figures, Loading, StageFigures
 
-__all__ = ["Demand", "Model", "Part", "demands_of", "demands_with", "greatest", "model_of"]
+__all__ = ["Demand", "Model", "Part", "demands_of", "greatest", "model_of"]
 
 # What a change would cost, in seconds of CPU, as it was measured: see tests/benchmarks/README.md.
 THREAD_CALL: Final = 40e-6
@@ -157,11 +157,6 @@ def demands_of(model: Model) -> list[Demand]:
     if not model.inline:
         demands.append(Demand("consumer", (model.outside + model.unpacking) / model.consumers))
     return demands
-
-
-def demands_with(model: Model, *, without: str) -> list[Demand]:
-    """The same but for one kind."""
-    return [demand for demand in demands_of(model) if demand.kind != without]
 
 
 def greatest(model: Model) -> float:

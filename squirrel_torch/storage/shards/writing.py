@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +19,9 @@ from squirrel_torch.storage.shards.unify import unify
 from squirrel_torch.storage.shards.written import write_shard
 from squirrel_torch.storage.writing import Group, Writing, Written
 
-__all__ = ["GroupWriter", "ShardWriting", "shards_of"]
+__all__ = ["GroupWriter", "ShardWriting"]
 
 T = TypeVar("T")
-
-
-def shards_of(files: Files, samples: Iterable[Any], shape: ShardFormat, first: int = 0) -> list[ShardEntry]:
-    """Write samples into as many shards as they need; nothing is committed.
-
-    Args:
-        files: The folder of the dataset.
-        samples: Any number.
-        shape: How they are written.
-        first: The number of the first sample, for messages.
-    """
-    groups = grouped(iter(samples), shape)
-    return [write_shard(files, group.name, group.samples, None, shape.compression, first + group.first) for group in groups]
 
 
 @dataclass(frozen=True)
