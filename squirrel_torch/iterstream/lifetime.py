@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from operator import attrgetter
 from types import GeneratorType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from squirrel_torch.errors import ClosedRunError
 from squirrel_torch.iterstream.blame import NamedLink, Opened, add_note
@@ -17,7 +17,9 @@ from squirrel_torch.sharding import Shard
 if TYPE_CHECKING:
     from squirrel_torch.iterstream.run import Upstream
 
-__all__ = ["END", "Lifetime", "Link", "Observer"]
+__all__ = ["END", "Lifetime", "Link", "Observer", "guarded"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -176,6 +178,19 @@ class Lifetime:
             raise self._error.with_traceback(self._traceback)
         how = f"was ended by {type(self._error).__name__}" if self._error is not None else "was closed"
         raise ClosedRunError(f"this run {how} before its last item; start a new one with iter(pipeline)")
+
+
+def guarded(lifetime: Lifetime, start: Callable[[], Iterator[T]]) -> Generator[T, None, None]:
+    """The items of what `start` opens, called with the first of them; the lifetime ends with them, however they end."""
+    try:
+        yield from start()
+        lifetime.close("exhausted")
+    except GeneratorExit:
+        lifetime.close("closed")
+        raise
+    except BaseException as error:
+        lifetime.fail(error)
+        raise
 
 
 def _close_generators(entries: Sequence[Opened]) -> list[Exception]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from squirrel_torch.errors import PipelineError
 from squirrel_torch.iterstream.blame import Opened
-from squirrel_torch.iterstream.lifetime import END, Lifetime, Link, Observer
+from squirrel_torch.iterstream.lifetime import END, Lifetime, Link, Observer, guarded
 from squirrel_torch.iterstream.report import StageReport
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.seeding import Path
@@ -45,8 +45,12 @@ class Run(chain[T]):
     ) -> Run[T]:
         """Make the run; nothing is opened before its first item is asked for."""
         lifetime = Lifetime(observer)
+
+        def start() -> Iterator[T]:
+            return open_links(links, Context(claim_epoch(), path, lifetime.reports), lifetime)
+
         # The generator must not know the run: a cycle would keep an abandoned run alive until the garbage collector comes.
-        items: Generator[T, None, None] = _guarded(lifetime, links, claim_epoch, path)
+        items = guarded(lifetime, start)
         afterwards: Iterator[Any] = iter(lifetime.after, END)
         run = super().__new__(cls, items, afterwards)
         run._lifetime = lifetime
@@ -78,20 +82,6 @@ class Run(chain[T]):
     def __reduce__(self) -> Any:
         """Refused: it is one pass that goes on."""
         raise TypeError("a run can't be pickled: it is one pass that goes on; pickle the pipeline and iterate it there")
-
-
-def _guarded(
-    lifetime: Lifetime, links: Sequence[Link], claim_epoch: Callable[[], int], path: Path
-) -> Generator[Any, None, None]:
-    try:
-        yield from open_links(links, Context(claim_epoch(), path, lifetime.reports), lifetime)
-        lifetime.close("exhausted")
-    except GeneratorExit:
-        lifetime.close("closed")
-        raise
-    except BaseException as error:
-        lifetime.fail(error)
-        raise
 
 
 def open_links(links: Sequence[Link], context: Context, lifetime: Lifetime, shard: Shard = WHOLE) -> Iterator[Any]:

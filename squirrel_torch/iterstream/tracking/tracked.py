@@ -8,7 +8,7 @@ from typing import Any, Final
 from squirrel_torch.errors import PipelineError, StateError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.iterable import Source
-from squirrel_torch.iterstream.lifetime import Lifetime, Observer
+from squirrel_torch.iterstream.lifetime import Lifetime, Observer, guarded
 from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
@@ -49,11 +49,16 @@ class Tracked(Iterator[Step]):
     ) -> None:
         check_state(links, state)
         self._state = state
-        self._lifetime = Lifetime(observer)
+        self._lifetime = lifetime = Lifetime(observer)
         self._opened: list[Level] = []
-        context = Context(epoch, (), self._lifetime.reports)
+        opened = self._opened
+
+        def start() -> Iterator[Step]:
+            opened.append(open_levels(links, Context(epoch, (), lifetime.reports), lifetime, state))
+            return opened[0].steps()
+
         # It must not know this object: a cycle would keep an abandoned run alive until the garbage collector comes.
-        self._steps = _guarded(links, context, self._lifetime, state, self._opened)
+        self._steps = guarded(lifetime, start)
 
     def __next__(self) -> Step:
         for step in self._steps:
@@ -67,23 +72,8 @@ class Tracked(Iterator[Step]):
 
     def close(self) -> None:
         """End the run now."""
-        self._steps.close()  # type: ignore[attr-defined]  # a generator
+        self._steps.close()
         self._lifetime.close("closed")
-
-
-def _guarded(
-    links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime, state: list[Any] | None, opened: list[Level]
-) -> Iterator[Step]:
-    try:
-        opened.append(open_levels(links, context, lifetime, state))
-        yield from opened[0].steps()
-        lifetime.close("exhausted")
-    except GeneratorExit:
-        lifetime.close("closed")
-        raise
-    except BaseException as error:
-        lifetime.fail(error)
-        raise
 
 
 def track(
