@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from squirrel_torch.errors import SampleEncodingError, StoreError
 from squirrel_torch.metrics import size_of
@@ -69,6 +69,17 @@ class _Sink(io.RawIOBase):
         return value
 
 
+class _Rows(NamedTuple):
+    """What one file is to hold; see `write_shard`."""
+
+    name: str
+    samples: Sequence[Any]
+    keys: Sequence[str] | None
+    compression: str | None
+    field: Field
+    first: int
+
+
 def write_shard(
     files: Files, name: str, samples: Sequence[Any], keys: Sequence[str] | None, compression: str | None, first: int = 0
 ) -> ShardEntry:
@@ -87,12 +98,12 @@ def write_shard(
         SchemaError: If the samples differ in their fields or types.
         StoreError: If the file can't be written.
     """
-    field = find_field(samples, first)
+    rows = _Rows(name, samples, keys, compression, find_field(samples, first), first)
     try:
         if files.is_local:
-            return _write_local(files, name, samples, keys, compression, field, first)
+            return _write_local(files, rows)
         parts: list[bytes] = []
-        entry = _write_blocks(lambda data: parts.append(bytes(data)), name, samples, keys, compression, field, first)
+        entry = _write_blocks(lambda data: parts.append(bytes(data)), rows)
         files.write(f"{FOLDER}/{name}", b"".join(parts))
     except OSError as error:
         raise StoreError(
@@ -101,21 +112,13 @@ def write_shard(
     return entry
 
 
-def _write_local(
-    files: Files,
-    name: str,
-    samples: Sequence[Any],
-    keys: Sequence[str] | None,
-    compression: str | None,
-    field: Field,
-    first: int,
-) -> ShardEntry:
-    path = Path(files.path(f"{FOLDER}/{name}"))
+def _write_local(files: Files, rows: _Rows) -> ShardEntry:
+    path = Path(files.path(f"{FOLDER}/{rows.name}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{name}.tmp")
+    temporary = path.with_name(f".{rows.name}.tmp")
     try:
         with temporary.open("xb") as file:
-            entry = _write_blocks(file.write, name, samples, keys, compression, field, first)
+            entry = _write_blocks(file.write, rows)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -126,17 +129,10 @@ def _write_local(
     return entry
 
 
-def _write_blocks(
-    write: Callable[[Any], Any],
-    name: str,
-    samples: Sequence[Any],
-    keys: Sequence[str] | None,
-    compression: str | None,
-    field: Field,
-    first: int,
-) -> ShardEntry:
+def _write_blocks(write: Callable[[Any], Any], rows: _Rows) -> ShardEntry:
     import pyarrow as pa
 
+    name, samples, keys, compression, field, first = rows
     step = max(1, len(samples) // _SAMPLED)
     mean = sum(map(size_of, samples[::step])) / len(samples[::step])
     block_rows = int(max(1, min(_MOST_ROWS, len(samples), _BLOCK_BYTES // max(1.0, mean))))
