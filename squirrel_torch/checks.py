@@ -1,6 +1,7 @@
 """Checks of arguments: each says the rule and the value, on the line where the chain is written."""
 
 import re
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "require_callable",
     "require_epoch",
     "require_int",
+    "require_one_of",
     "require_positive_seconds",
     "require_seconds",
 ]
@@ -32,6 +34,13 @@ def require_epoch(epoch: object) -> None:
     require_at_least("epoch", epoch, 0)
     if epoch >= 1 << 31:  # type: ignore[operator]  # an Integral, by the line above
         raise ValueError(f"epoch must be below 2**31, got {epoch!r}")
+
+
+def require_one_of(name: str, value: object, known: Iterable[object]) -> None:
+    """Raise ValueError unless `value` is one of those that are known."""
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def require_callable(name: str, value: object) -> None:

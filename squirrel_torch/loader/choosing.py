@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from torch.utils.data import default_collate
 
+from squirrel_torch.checks import require_one_of
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Layout, Mode
@@ -53,8 +54,8 @@ def course_of(layout: Layout, tail: Tail | None, streams: int | None) -> Course[
     Raises:
         ValueError: If there is no such tail, or the chain can't have it.
     """
-    if tail is not None and tail not in get_args(Tail):
-        raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {tail!r}")
+    if tail is not None:
+        require_one_of("tail", tail, get_args(Tail))
     if layout.mode is Mode.PLANNED:
         return PlannedCourse(layout, tail or "drop")
     pads = tail == "pad"

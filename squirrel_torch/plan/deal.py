@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from squirrel_torch.checks import require_at_least, require_int
+from squirrel_torch.checks import require_at_least, require_int, require_one_of
 from squirrel_torch.plan.gaps import NO_GAPS, Gaps
 
 __all__ = ["Deal", "Tail"]
@@ -52,8 +52,7 @@ class Deal:
                 raise ValueError(f"gaps must not be behind the end, which is {self.length}, got {self.gaps.parts}")
             if self.start > self.length - self.gaps.total:
                 raise ValueError(f"start must not be behind the end, which is {self.count}, got {self.start}")
-        if self.tail not in get_args(Tail):
-            raise ValueError(f"tail must be one of {', '.join(map(repr, get_args(Tail)))}, got {self.tail!r}")
+        require_one_of("tail", self.tail, get_args(Tail))
 
     @property
     def count(self) -> int | None:

@@ -8,6 +8,7 @@ from functools import wraps
 from types import MethodType
 from typing import Any, Final, Literal, get_args
 
+from squirrel_torch.checks import require_one_of
 from squirrel_torch.errors import MissingDependencyError, StateError
 from squirrel_torch.iterstream import Composable, TorchIterable
 from squirrel_torch.loader import StreamLoader
@@ -90,8 +91,7 @@ class StreamDataModule(LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}")
+        require_one_of("mode", mode, get_args(Mode))
         of_stages = {"train": train_options, "val": val_options, "test": test_options, "predict": predict_options}
         for given in (options, *of_stages.values()):
             _check_options(given or {})

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from squirrel_torch.checks import require_one_of
 from squirrel_torch.storage.codecs.codec import Codec
 from squirrel_torch.storage.codecs.json import JsonCodec
 from squirrel_torch.storage.codecs.msgpack import MsgpackCodec
@@ -22,7 +23,5 @@ def codec_for(name: str) -> Codec:
     Raises:
         ValueError: If there is none.
     """
-    make = _CODECS.get(name) if isinstance(name, str) else None
-    if make is None:
-        raise ValueError(f"format must be one of {', '.join(map(repr, _CODECS))}, got {name!r}")
-    return make()
+    require_one_of("format", name, _CODECS)
+    return _CODECS[name]()

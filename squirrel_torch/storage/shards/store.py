@@ -18,7 +18,7 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 
-from squirrel_torch.checks import bytes_from, require_at_least
+from squirrel_torch.checks import bytes_from, require_at_least, require_one_of
 from squirrel_torch.errors import SampleNotFoundError, StoreError
 from squirrel_torch.metrics import size_of
 from squirrel_torch.sharding import Shard
@@ -102,9 +102,9 @@ class ShardStore(Store):
         attempts: int = 5,
         **storage_options: Any,
     ) -> None:
-        _one_of("mode", mode, MODES)
-        _one_of("compression", compression, COMPRESSIONS)
-        _one_of("verify", verify, ("shard", "block", "never"))
+        require_one_of("mode", mode, MODES)
+        require_one_of("compression", compression, COMPRESSIONS)
+        require_one_of("verify", verify, ("shard", "block", "never"))
         require_at_least("attempts", attempts, 1)
         if shard_rows is not None:
             require_at_least("shard_rows", shard_rows, 1)
@@ -505,11 +505,6 @@ def _keys_of(reader: ShardReader) -> Iterator[tuple[str, int]]:
             for block in range(shard.blocks):
                 keys = reader.shard(place).block(block).keys or ()
                 yield from zip(keys, range(start + block * shard.block_rows, start + shard.rows), strict=False)
-
-
-def _one_of(name: str, value: object, known: Sequence[object]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def _plain_json(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
