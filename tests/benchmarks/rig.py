@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import platform
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-__all__ = ["Claim", "Contender", "Table", "Times", "command_line", "environment", "exhaust", "measure", "report", "write_json"]
+from record import environment, write_json
+
+__all__ = ["Claim", "Contender", "Table", "Times", "command_line", "exhaust", "measure", "report"]
 
 
 def exhaust(stream: Iterable[Any]) -> None:
@@ -64,7 +63,11 @@ class Claim:
 
 
 class Times(dict[str, list[float]]):
-    """Seconds per item of each contender, a number for each round."""
+    """Seconds per item of each contender, a number for each round; and of whom there are none, as its output was wrong."""
+
+    def __init__(self, times: Mapping[str, list[float]], failed: Mapping[str, str] | None = None) -> None:
+        super().__init__(times)
+        self.failed = dict(failed or {})
 
     def median(self, name: str) -> float:
         """The time in the middle."""
@@ -122,13 +125,13 @@ class Table:
 
 
 def measure(table: Table, rounds: int) -> Times:
-    """Check every contender, then time them all in each round, in an order that is new each time."""
-    present = table.present
-    for contender in present:
-        with _made(table, contender) as made:
-            table.check(contender, made, table.count(contender))
-        del made
-    times = Times({contender.name: [] for contender in present})
+    """Check every contender, then time them all in each round, in an order that is new each time.
+
+    A peer that fails the check is left out, and its row says so; one of ours ends the measurement.
+    """
+    failed = {contender.name: text for contender in table.present if (text := _failure(table, contender))}
+    present = [contender for contender in table.present if contender.name not in failed]
+    times = Times({contender.name: [] for contender in present}, failed)
     rng = random.Random(0)
     for _ in range(rounds):
         for contender in rng.sample(present, len(present)):
@@ -136,6 +139,18 @@ def measure(table: Table, rounds: int) -> Times:
                 times[contender.name].append(_seconds(table, made) / table.count(contender))
             del made
     return times
+
+
+def _failure(table: Table, contender: Contender) -> str:
+    """What is wrong with a peer; nothing, if it does the job."""
+    try:
+        with _made(table, contender) as made:
+            table.check(contender, made, table.count(contender))
+    except Exception as error:
+        if contender.needs == Contender.needs:
+            raise
+        return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    return ""
 
 
 @contextmanager
@@ -179,6 +194,8 @@ def _has_costs(table: Table) -> bool:
 def _row(table: Table, contender: Contender, times: Times, scale: float) -> list[str]:
     costs = [""] if _has_costs(table) else []
     name = f"{contender.name} (limit)" if contender.name == table.limit else contender.name
+    if contender.name in times.failed:
+        return [name, "failed", "", "", *costs, *("" for _ in table.more), times.failed[contender.name]]
     if contender.name not in times:
         return [name, "absent", "", "", *costs, *("" for _ in table.more), f"{contender.needs} is not installed"]
     if contender.base in times:
@@ -207,39 +224,6 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
 
-_PACKAGES = (
-    *("squirrel_torch", "squirrel-core", "webdataset", "torch", "numpy", "distributed", "loky"),
-    *("pyarrow", "torchdata", "datasets", "litdata", "mosaicml-streaming", "grain", "array_record"),
-)
-
-
-def environment() -> dict[str, str]:
-    """The versions that the figures belong to."""
-    found = {"python": platform.python_version(), "system": platform.system(), "cores": str(os.cpu_count())}
-    return found | {package: _version(package) for package in _PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def write_json(path: Path, results: Mapping[str, tuple[Table, Times]]) -> None:
-    """Every time of every round, in seconds per item, and what they say."""
-    tables = {
-        name: {
-            "limit": table.limit,
-            "seconds_per_item": times,
-            "times_limit": {contender: times.ratio(contender, table.limit) for contender in times},
-            "claims": [{"text": claim.text, "holds": claim.holds} for claim in table.claims(times)],
-        }
-        for name, (table, times) in results.items()
-    }
-    path.write_text(json.dumps({"environment": environment(), "tables": tables}, indent=2) + "\n")
-
-
 def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Table]], rounds: int) -> None:
     """Measure the tables that are asked for, and print each.
 
@@ -250,18 +234,24 @@ def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Ta
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"times that everyone is measured (default {rounds})")
-    parser.add_argument("--only", default="", metavar="NAME", help=f"the tables whose names start so: {', '.join(tables)}")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help=f"tables, or how they begin: {', '.join(tables)}")
+    parser.add_argument("--part", type=float, default=1.0, help="the part of the items that everyone gets (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
     options = parser.parse_args()
-    chosen = [name for name in tables if name.startswith(options.only)]
-    if not chosen or options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, and --only the start of one of {', '.join(tables)}")
+    chosen = [name for name in tables if any(_is_meant(name, only, tables) for only in options.only)]
+    if not chosen or options.rounds < 1 or not 0 < options.part <= 1:
+        parser.error(f"--rounds is at least 1, --part in (0, 1], --only begins one of {', '.join(tables)}; got {sys.argv[1:]}")
     print(", ".join(f"{name} {found}" for name, found in environment().items()), f"; {options.rounds} rounds", sep="")
     results = {}
     for name in chosen:
         with ExitStack() as resources:
             table = tables[name](resources)
+            table = replace(table, items=max(1, int(table.items * options.part)))
             results[name] = table, measure(table, options.rounds)
         print(f"\n{report(*results[name])}", flush=True)
     if options.json is not None:
         write_json(options.json, results)
+
+
+def _is_meant(name: str, only: str, tables: Iterable[str]) -> bool:
+    return name == only if only in tables else name.startswith(only)

@@ -13,15 +13,37 @@ from typing import Any
 
 import numpy as np
 from rig import Claim, Contender, Table, Times, command_line
+from stream_peers import (
+    BATCH,
+    BUFFER,
+    core_source,
+    even,
+    grain_chain,
+    grain_shuffle,
+    hf_chain,
+    hf_shuffle,
+    inc,
+    loader_chain,
+    loader_shuffle,
+    nodes_chain,
+    spdl_chain,
+    torch_source,
+    webdataset_chain,
+    webdataset_shuffle,
+)
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torch.utils.data.datapipes.iter import IterableWrapper
 
 from squirrel_torch import Composable, IterableSource
 
 OURS = "squirrel_torch"
 CORE = "squirrel-core"
 TORCH = "torch IterDataPipes"
+LOADER = "torch DataLoader"
+NODES = "torchdata.nodes"
 WEBDATASET = "webdataset"
+GRAIN = "grain"
+SPDL = "spdl"
+HF = "HF datasets"
 OWN_CLASS = "squirrel_torch, user's Composable subclass"
 
 
@@ -30,27 +52,7 @@ def at_most(text: str, figure: float, target: float) -> Claim:
     return Claim(f"{text.format(figure)} (target at most {target:g})", figure <= target)
 
 
-def core_source(items: Iterable[Any]) -> Any:
-    """A stream of squirrel-core."""
-    from squirrel.iterstream import IterableSource as CoreSource
-
-    return CoreSource(items)
-
-
 # -- chain ----------------------------------------------------------------------------------------------------------------
-
-BATCH = 64
-
-
-def inc(x: int) -> int:
-    """The callback of every chain."""
-    return x + 1
-
-
-def even(x: int) -> bool:
-    """The predicate of every chain."""
-    return x % 2 == 0
-
 
 def mapped(items: Iterable[int], callback: Callable[[int], int]) -> Iterator[int]:
     """`map` by hand."""
@@ -96,19 +98,6 @@ def fused_chain(n: int) -> Iterator[list[int]]:
                 batch = []
 
 
-def webdataset_chain(n: int) -> Any:
-    """The chain of webdataset, with lists as batches."""
-    import webdataset as wds
-
-    stages = wds.map(inc), wds.select(even), wds.batched(BATCH, collation_fn=None, partial=False)
-    return wds.DataPipeline(lambda: iter(range(n)), *stages)
-
-
-def torch_source(items: Iterable[Any]) -> Any:
-    """A stream of torch's own pipes, over the items themselves instead of a deep copy."""
-    return IterableWrapper(items, deepcopy=False)
-
-
 def check_chain(contender: Contender, stream: Any, n: int) -> None:
     """All full batches of the even numbers, in order."""
     evens = list(range(2, n + 1, 2))
@@ -141,6 +130,11 @@ def chain() -> Table:
             Contender(CORE, lambda n: core_source(range(n)).map(inc).filter(even).batched(BATCH), needs="squirrel"),
             Contender(WEBDATASET, webdataset_chain, needs="webdataset"),
             Contender(TORCH, lambda n: torch_source(range(n)).map(inc).filter(even).batch(BATCH, drop_last=True), share=0.1),
+            Contender(LOADER, loader_chain, note="IterableDataset of one generator"),
+            Contender(NODES, nodes_chain, share=0.2, note="and a node that filters"),
+            Contender(GRAIN, grain_chain, share=0.05, needs="grain", note="MapDataset.range, no threads"),
+            Contender(SPDL, spdl_chain, share=0.005, needs="spdl", note="a thread"),
+            Contender(HF, hf_chain, share=0.05, needs="datasets", note="IterableDataset of dicts"),
         ],
         check_chain,
         claims,
@@ -149,9 +143,6 @@ def chain() -> Table:
 
 # -- shuffle --------------------------------------------------------------------------------------------------------------
 
-BUFFER = 10_000
-
-
 def permuted_blocks(n: int) -> Iterator[int]:
     """Blocks of the stream, each in the order of a permutation by numpy: a weaker shuffle than a buffer's."""
     rng = np.random.default_rng(0)
@@ -159,13 +150,6 @@ def permuted_blocks(n: int) -> Iterator[int]:
     while block := list(islice(items, BUFFER)):
         for index in rng.permutation(len(block)).tolist():
             yield block[index]
-
-
-def webdataset_shuffle(n: int) -> Any:
-    """The shuffle of webdataset."""
-    import webdataset as wds
-
-    return wds.DataPipeline(lambda: iter(range(n)), wds.shuffle(BUFFER))
 
 
 def check_shuffle(contender: Contender, stream: Any, n: int) -> None:
@@ -193,6 +177,9 @@ def shuffle() -> Table:
             Contender(CORE, lambda n: core_source(range(n)).shuffle(BUFFER), needs="squirrel"),
             Contender(WEBDATASET, webdataset_shuffle, needs="webdataset"),
             Contender(TORCH, lambda n: torch_source(range(n)).shuffle(buffer_size=BUFFER), share=0.2),
+            Contender(LOADER, loader_shuffle, share=0.1, note="shuffle=True: any permutation"),
+            Contender(GRAIN, grain_shuffle, share=0.05, needs="grain", note="MapDataset: any permutation, no threads"),
+            Contender(HF, hf_shuffle, share=0.05, needs="datasets", note="IterableDataset of dicts"),
         ],
         check_shuffle,
         claims,
@@ -314,7 +301,7 @@ def monitor(name: str, title: str, make_samples: Callable[[], list[Any]]) -> Tab
     samples = make_samples()
 
     def check(contender: Contender, stream: Any, n: int) -> None:
-        assert all(given is sample for given, sample in zip(stream, samples, strict=True)), contender.name
+        assert all(given is sample for given, sample in zip(stream, samples[:n], strict=True)), contender.name
 
     def claims(times: Times) -> list[Claim]:
         found = [at_most(f"{OURS}'s monitor {{:.2f}} us per item", times.cost(watched, limit) * 1e6, 1)]
@@ -328,13 +315,13 @@ def monitor(name: str, title: str, make_samples: Callable[[], list[Any]]) -> Tab
         SAMPLES,
         limit,
         [
-            Contender(limit, lambda _: IterableSource(samples)),
-            Contender("by hand: counters", lambda _: IterableSource(samples).to(counted), base=limit, note="knows its samples"),
-            Contender(watched, lambda _: IterableSource(samples).monitor(noop), base=limit, note="a report a second"),
-            Contender(core_limit, lambda _: core_source(samples), needs="squirrel"),
+            Contender(limit, lambda n: IterableSource(samples[:n])),
+            Contender("by hand: counters", lambda n: IterableSource(samples[:n]).to(counted), base=limit, note="knows its samples"),
+            Contender(watched, lambda n: IterableSource(samples[:n]).monitor(noop), base=limit, note="a report a second"),
+            Contender(core_limit, lambda n: core_source(samples[:n]), needs="squirrel"),
             Contender(
                 core_watched,
-                lambda _: core_source(samples).monitor(noop),
+                lambda n: core_source(samples[:n]).monitor(noop),
                 needs="squirrel",
                 base=core_limit,
                 note="a report an item",
