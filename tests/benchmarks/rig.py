@@ -234,7 +234,9 @@ def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Ta
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"times that everyone is measured (default {rounds})")
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help=f"tables, or how they begin: {', '.join(tables)}")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help=f"tables, or how they begin: {', '.join(tables)}"
+    )
     parser.add_argument("--part", type=float, default=1.0, help="the part of the items that everyone gets (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every time of every round")
     options = parser.parse_args()

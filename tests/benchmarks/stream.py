@@ -54,6 +54,7 @@ def at_most(text: str, figure: float, target: float) -> Claim:
 
 # -- chain ----------------------------------------------------------------------------------------------------------------
 
+
 def mapped(items: Iterable[int], callback: Callable[[int], int]) -> Iterator[int]:
     """`map` by hand."""
     for item in items:
@@ -142,6 +143,7 @@ def chain() -> Table:
 
 
 # -- shuffle --------------------------------------------------------------------------------------------------------------
+
 
 def permuted_blocks(n: int) -> Iterator[int]:
     """Blocks of the stream, each in the order of a permutation by numpy: a weaker shuffle than a buffer's."""
@@ -316,7 +318,9 @@ def monitor(name: str, title: str, make_samples: Callable[[], list[Any]]) -> Tab
         limit,
         [
             Contender(limit, lambda n: IterableSource(samples[:n])),
-            Contender("by hand: counters", lambda n: IterableSource(samples[:n]).to(counted), base=limit, note="knows its samples"),
+            Contender(
+                "by hand: counters", lambda n: IterableSource(samples[:n]).to(counted), base=limit, note="knows its samples"
+            ),
             Contender(watched, lambda n: IterableSource(samples[:n]).monitor(noop), base=limit, note="a report a second"),
             Contender(core_limit, lambda n: core_source(samples[:n]), needs="squirrel"),
             Contender(
