@@ -17,6 +17,7 @@ from torchdata.nodes import IterableWrapper, Loader, ParallelMapper
 __all__ = [
     "grain_processes",
     "grain_threads",
+    "grain_workers",
     "loaded",
     "loaded_chunks",
     "nodes_cheap_threads",
@@ -25,6 +26,7 @@ __all__ = [
     "spdl_cheap_threads",
     "spdl_processes",
     "spdl_threads",
+    "spdl_workers",
 ]
 
 Callback = Callable[[Any], Any]
@@ -49,7 +51,7 @@ def nodes_processes(callback: Callback, n: int, warm_up: int, **options: Any) ->
     return _running(lambda items: iter(nodes_threads(callback, items, PROCESSES, **common)), n, warm_up)
 
 
-def _running(begin: Callable[[Iterator[Any]], Any], n: int, warm_up: int, close: Callable[[], object] = lambda: None) -> Job:
+def _running(begin: Callable[[Iterator[Any]], Any], n: int, warm_up: int) -> Job:
     """A job whose source is held back until the clock starts, as ours is."""
     go = threading.Event()
     results = begin(held(iter(range(-warm_up, n)), warm_up, go))
@@ -60,7 +62,7 @@ def _running(begin: Callable[[Iterator[Any]], Any], n: int, warm_up: int, close:
         go.set()
         return results  # type: ignore[no-any-return]  # an iterator
 
-    return Job(start, n, close)
+    return Job(start, n, getattr(results, "close", lambda: None))
 
 
 # -- spdl -----------------------------------------------------------------------------------------------------------------
@@ -78,25 +80,19 @@ def spdl_cheap_threads(n: int, workers: int) -> Iterator[int]:
     return chain.from_iterable(spdl_threads(inc_all, chunks(n), workers))
 
 
-def spdl_processes(callback: Callback, n: int, warm_up: int) -> Job:
-    """An executor of Python's own, which spdl is given, after `warm_up` items."""
+def spdl_workers(callback: Callback, items: Iterable[Any]) -> Iterator[Any]:
+    """Processes of an executor of Python's own, which spdl is given, ordered."""
     from spdl.pipeline import PipelineBuilder
 
-    executor = warm(ProcessPoolExecutor(PROCESSES))
-    opened: list[Any] = []
+    with ProcessPoolExecutor(PROCESSES) as executor:
+        warm(executor)
+        options: dict[str, Any] = {"executor": executor, "concurrency": PROCESSES, "output_order": "input"}
+        yield from spdl_items(PipelineBuilder().add_source(items).pipe(callback, **options), 1)
 
-    def begin(items: Iterator[Any]) -> Iterator[Any]:
-        stage = (
-            PipelineBuilder().add_source(items).pipe(callback, executor=executor, concurrency=PROCESSES, output_order="input")
-        )
-        opened.append(spdl_items(stage, 1))
-        return opened[0]  # type: ignore[no-any-return]  # an iterator
 
-    def close() -> None:
-        opened[0].close()
-        executor.shutdown()
-
-    return _running(begin, n, warm_up, close)
+def spdl_processes(callback: Callback, n: int, warm_up: int) -> Job:
+    """Such processes that have been running for `warm_up` items."""
+    return _running(lambda items: spdl_workers(callback, items), n, warm_up)
 
 
 # -- grain ----------------------------------------------------------------------------------------------------------------
@@ -109,14 +105,18 @@ def grain_threads(callback: Callback, items: Any, workers: int) -> Any:
     return grain_iterator(grain.MapDataset.source(items).map(callback), workers, 100)
 
 
-def grain_processes(callback: Callback, n: int, warm_up: int) -> Job:
-    """Processes that have been running for `warm_up` items, and have a result or two ready when the clock starts."""
+def grain_workers(callback: Callback, numbers: range, buffer: int) -> Iterator[Any]:
+    """Processes, ordered."""
     import grain.python as grain
 
-    workers = grain.MultiprocessingOptions(num_workers=PROCESSES, per_worker_buffer_size=1)
-    # An index, not a number of the source: there is no item before the first.
-    numbers = grain.MapDataset.range(-warm_up, n)
-    results = iter(grain_iterator(numbers.map(callback), 1, 1).mp_prefetch(workers))
+    workers = grain.MultiprocessingOptions(num_workers=PROCESSES, per_worker_buffer_size=buffer)
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(callback)
+    return iter(grain_iterator(dataset, 1, 1).mp_prefetch(workers))
+
+
+def grain_processes(callback: Callback, n: int, warm_up: int) -> Job:
+    """Processes that have been running for `warm_up` items, and have a result or two ready when the clock starts."""
+    results = grain_workers(callback, range(-warm_up, n), 1)
     for _ in islice(results, warm_up):
         pass
     return Job(lambda: results, n)

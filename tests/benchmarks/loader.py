@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from execution_peers import grain_workers, nodes_threads, spdl_workers
 from rig import Claim, Contender, Table, Times, command_line
+from stream import GRAIN, NODES, OURS, SPDL
+from stream import LOADER as TORCH
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from squirrel_torch.loader.workers import END, Workers
 
-OURS = "squirrel_torch"
-TORCH = "torch DataLoader"
 NUMPY = "torch DataLoader, numpy pickled"
 
 WORKERS = 2
@@ -90,11 +92,11 @@ def loader(workers: int, make: Make, total: int, convert: Callable[[Any], Any] |
     batches = iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=identity, multiprocessing_context=context)
     )
-    begin(batches)
+    begin_all(batches)
     return map(convert, batches) if convert else batches
 
 
-def begin(batches: Iterator[Any]) -> None:
+def begin_all(batches: Iterator[Any]) -> None:
     """Take a batch of each worker."""
     for _ in range(WORKERS):
         next(batches)
@@ -125,7 +127,7 @@ def ours(make: Make, total: int) -> Iterator[Any]:
     workers = Workers(Server(make), WORKERS, start_method="fork")
     workers.start(total + WORKERS, range(WORKERS))
     batches = received(workers)
-    begin(batches)
+    begin_all(batches)
     return batches
 
 
@@ -138,6 +140,45 @@ def received(workers: Workers) -> Iterator[Any]:
                 workers.close()
                 return
             yield found[1]
+
+
+# -- peers ----------------------------------------------------------------------------------------------------------------
+
+At = Callable[[int], Any]
+"""The batch of a number, as arrays."""
+
+
+@cache
+def _cycle() -> list[Any]:
+    return list(islice(ready_numpy(CYCLE, 0, 1), CYCLE))
+
+
+def ready_at(n: int) -> dict[str, Any]:
+    """One that is there already."""
+    return dict(_cycle()[n % CYCLE])
+
+
+def collated_at(n: int) -> dict[str, Any]:
+    """One of samples that are made one by one."""
+    return next(collated_numpy(n + 1, n, 1))
+
+
+def handed(begin: Callable[[At, range], Iterator[Any]], at: At, total: int) -> Iterator[Any]:
+    """Batches of arrays from a peer's processes, which are there, and have begun. Their end is not in the time."""
+    batches = begin(at, range(total + WORKERS))
+    begin_all(batches)
+    return islice(map(to_tensors, batches), total)
+
+
+def from_nodes(at: At, numbers: range) -> Iterator[Any]:
+    """By torchdata's."""
+    return iter(nodes_threads(at, numbers, WORKERS, method="process", multiprocessing_context="fork"))
+
+
+def from_grain(at: At, numbers: range) -> Iterator[Any]:
+    """By grain's, by way of shared memory."""
+    for found in grain_workers(at, numbers, 2):
+        yield {key: np.asarray(array) for key, array in found.items()}
 
 
 def check(contender: Contender, batches: Iterable[Any], n: int) -> None:
@@ -153,7 +194,7 @@ def check(contender: Contender, batches: Iterable[Any], n: int) -> None:
     assert count == n, (contender.name, count)
 
 
-def hand_over(name: str, title: str, make: Make, make_numpy: Make, items: int) -> Table:
+def hand_over(name: str, title: str, make: Make, make_numpy: Make, at: At, items: int) -> Table:
     """Two workers' batches in the main process."""
 
     def claims(times: Times) -> list[Claim]:
@@ -172,7 +213,10 @@ def hand_over(name: str, title: str, make: Make, make_numpy: Make, items: int) -
             Contender(TORCH, partial(loader, WORKERS, make), share=0.25),
             Contender(NUMPY, partial(loader, WORKERS, make_numpy, convert=to_tensors), note="from_numpy in the main process"),
             Contender(OURS, partial(ours, make)),
-            Contender(f"{TORCH} without workers", partial(loader, 0, make)),
+            Contender(f"no workers, {TORCH}", partial(loader, 0, make)),
+            Contender(NODES, partial(handed, from_nodes, at), share=0.25, note="ParallelMapper, numpy pickled"),
+            Contender(GRAIN, partial(handed, from_grain, at), share=0.25, needs="grain", note="mp_prefetch"),
+            Contender(SPDL, partial(handed, spdl_workers, at), share=0.25, needs="spdl", note="a ProcessPoolExecutor"),
         ],
         check,
         claims,
@@ -182,10 +226,10 @@ def hand_over(name: str, title: str, make: Make, make_numpy: Make, items: int) -
 
 TABLES: dict[str, Callable[[ExitStack], Table]] = {
     "hand-over": lambda _: hand_over(
-        "hand-over", "batches of 64 x {float32[128], int} that 2 workers have ready", ready, ready_numpy, 20_000
+        "hand-over", "batches of 64 x {float32[128], int} that 2 workers have ready", ready, ready_numpy, ready_at, 20_000
     ),
     "hand-over-made": lambda _: hand_over(
-        "hand-over-made", "the same, of samples that the workers make and collate", collated, collated_numpy, 4_000
+        "hand-over-made", "the same, of samples that the workers make and collate", collated, collated_numpy, collated_at, 4_000
     ),
 }
 
