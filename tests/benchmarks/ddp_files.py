@@ -8,13 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from resume_ways import BATCH, BUFFER, FORKED, Data
-from storage_samples import SMALL
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-__all__ = ["BUFFERED", "PART", "Columns", "Files", "Place", "Way", "loader", "sampled"]
+__all__ = ["BUFFERED", "PART", "Files", "Place", "Way", "loader", "sampled"]
 
 PART = 5000
 """Samples of a file, where the format has several."""
@@ -37,16 +34,6 @@ class Files(Data):
                         out.write(msgpack.packb({**sample, "tokens": sample["tokens"].tobytes()}))
 
         return self.folder("packed", write)
-
-    @cached_property
-    def columns(self) -> Path:
-        """A file of numpy for each field."""
-
-        def write(folder: Path) -> None:
-            for name in self.samples[0]:
-                np.save(folder / name, np.stack([sample[name] for sample in self.samples]))
-
-        return self.folder("columns", write)
 
 
 @dataclass(frozen=True)
@@ -83,27 +70,6 @@ class Way:
 def loader(dataset: Any, batch_size: int | None = None, **options: Any) -> Any:
     """Torch's, with its workers."""
     return DataLoader(dataset, batch_size=batch_size, **FORKED, **options)
-
-
-class Columns(Dataset):  # type: ignore[type-arg]  # dicts
-    """Samples in files of numpy, mapped: one by its number, or a batch by a list of them.
-
-    Args:
-        folder: Of the files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        # Plain arrays over the maps: numpy's class for maps is slow at each index.
-        self._columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in SMALL.make(0)}
-
-    def __len__(self) -> int:
-        return len(self._columns["id"])
-
-    def __getitem__(self, at: Any) -> dict[str, Any]:
-        if isinstance(at, list):
-            return {name: torch.from_numpy(column[at]) for name, column in self._columns.items()}
-        tokens = torch.from_numpy(self._columns["tokens"][at].copy())
-        return {"id": int(self._columns["id"][at]), "tokens": tokens, "label": int(self._columns["label"][at])}
 
 
 def sampled(dataset: Any, place: Place, *, whole: bool = False) -> Any:

@@ -8,8 +8,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ddp_files import BUFFERED, PART, Columns, Files, Place, Way, loader, sampled
-from resume_ways import BATCH, BUFFER, FORKED, Records
+from ddp_files import BUFFERED, PART, Files, Place, Way, loader, sampled
+from resume_peers import Columns, Records
+from resume_ways import BATCH, BUFFER, FORKED
 from storage_peers import CORE, GRAIN, HF, LITDATA, MDS, WEBDATASET, hf_dataset, mosaic
 from storage_samples import SMALL
 from torch.utils.data import default_collate

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ddp_files import BUFFERED, Columns, Files, Place, Way, loader, sampled
+from ddp_files import BUFFERED, Files, Place, Way, loader, sampled
 from ddp_peers import PEERS
+from resume_peers import Columns
 from resume_ways import BATCH, BUFFER, FORKED
 from storage_samples import SMALL
 from stream import OURS

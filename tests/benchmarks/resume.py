@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from resume_peers import peers
 from resume_ways import (
     BATCH,
     BUFFER,
@@ -35,7 +36,6 @@ from resume_ways import (
     of_columns,
     of_rows,
     ours,
-    peers,
     plain,
 )
 from rig import Claim, Contender, Table, Times, command_line

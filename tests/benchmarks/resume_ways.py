@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from storage_peers import GRAIN, HF, LITDATA, MDS, Peer, arrow_lists, hf_dataset, mosaic, open_batches, unpacked
+from storage_peers import Peer, arrow_lists, open_batches
 from storage_samples import SMALL, TOKENS
 from stream import OURS
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from squirrel_torch import IterableSource, StreamLoader
 from squirrel_torch.storage import ShardStore
@@ -33,8 +33,8 @@ __all__ = [
     "of_columns",
     "of_rows",
     "ours",
-    "peers",
     "plain",
+    "stateful",
 ]
 
 BATCH = 64
@@ -93,6 +93,16 @@ class Data:
     def shards(self) -> list[Path]:
         """Their files, in order."""
         return [self.own / "shards" / shard.name for shard in ShardStore(self.own).manifest.shards]
+
+    @property
+    def columns(self) -> Path:
+        """A file of numpy for each field."""
+
+        def write(folder: Path) -> None:
+            for name in self.samples[0]:
+                np.save(folder / name, np.stack([sample[name] for sample in self.samples]))
+
+        return self.folder("columns", write)
 
     def of(self, peer: Peer) -> Path:
         """A peer's."""
@@ -194,6 +204,13 @@ def streamed(source: Any) -> Any:
     return IterableSource(source).filter(bool).shuffle(BUFFER).batched(BATCH, default_collate)
 
 
+def stateful(dataset: Any, **options: Any) -> Any:
+    """torchdata's loader."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(dataset, **options)
+
+
 def ours(data: Data) -> list[Way]:
     """A StreamLoader over different chains."""
 
@@ -214,88 +231,4 @@ def ours(data: Data) -> list[Way]:
             "torchdata",
             note="to_torch_iterable()",
         ),
-    ]
-
-
-# -- peers ----------------------------------------------------------------------------------------------------------------
-
-
-class Records(Dataset):  # type: ignore[type-arg]  # dicts
-    """The samples in an array_record, by their numbers."""
-
-    def __init__(self, folder: Path) -> None:
-        import grain.python as grain
-
-        self._records = grain.ArrayRecordDataSource(str(folder / "0.array_record"))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.__getitems__([number])[0]
-
-    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
-        samples = [unpacked(SMALL, record) for record in self._records.__getitems__(numbers)]
-        for sample in samples:
-            sample["tokens"] = sample["tokens"].copy()  # torch warns of arrays that can't be written
-        return samples
-
-
-class GrainLoader:
-    """Grain's iterators keep the state, not what makes them."""
-
-    def __init__(self, folder: Path) -> None:
-        import grain.python as grain
-
-        source = grain.MapDataset.source(Records(folder)).shuffle(seed=0).batch(BATCH)
-        self._batches: Any = iter(source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._batches  # type: ignore[no-any-return]  # an iterator
-
-    def state_dict(self) -> Any:
-        """As plain types."""
-        return self._batches.get_state()
-
-    def load_state_dict(self, state: Any) -> None:
-        """Begin there."""
-        self._batches.set_state(state)
-
-
-def stateful(dataset: Any, **options: Any) -> Any:
-    """torchdata's loader."""
-    from torchdata.stateful_dataloader import StatefulDataLoader
-
-    return StatefulDataLoader(dataset, **options)
-
-
-def peers(data: Data) -> list[Way]:
-    """Others' loaders."""
-
-    def hf_streams() -> Any:
-        return hf_dataset(data.of(HF)).to_iterable_dataset(num_shards=16).shuffle(seed=0, buffer_size=BUFFER)
-
-    def lit(workers: int) -> Any:
-        import litdata
-
-        dataset = litdata.StreamingDataset(str(data.of(LITDATA)), shuffle=True)
-        return litdata.StreamingDataLoader(dataset, batch_size=BATCH, **(FORKED if workers else {}))
-
-    def mds() -> Any:
-        streaming = mosaic()
-        dataset = streaming.StreamingDataset(local=str(data.of(MDS)), batch_size=BATCH, shuffle=True)
-        return streaming.StreamingDataLoader(dataset, batch_size=BATCH)
-
-    shuffled = {"batch_size": BATCH, "shuffle": True}
-    hf, records = "StatefulDataLoader, HF Dataset, shuffle=True", "StatefulDataLoader, array_record, shuffle=True"
-    buffered = f"StatefulDataLoader, HF IterableDataset.shuffle({BUFFER})"
-    left_out = "what is in the buffer is not in the state"
-    return [
-        Way(hf, lambda: stateful(hf_dataset(data.of(HF)), **shuffled), HF.needs, False, "map-style"),
-        Way(records, lambda: stateful(Records(data.of(GRAIN)), **shuffled), GRAIN.needs, False, "map-style"),
-        Way(buffered, lambda: stateful(hf_streams(), batch_size=BATCH), HF.needs, False, left_out),
-        Way("grain, MapDataset.shuffle", lambda: GrainLoader(data.of(GRAIN)), "grain", False, "array_record, no threads"),
-        Way("litdata StreamingDataLoader", lambda: lit(0), "litdata", False),
-        Way(f"litdata StreamingDataLoader{WORKERS}", lambda: lit(2), "litdata", False),
-        Way("mosaic StreamingDataLoader", mds, "streaming", False, "py1e"),
     ]

@@ -315,7 +315,7 @@ LITDATA = Peer("litdata", "litdata", _lit_write, _lit_read, partial(_lit_read, s
 MDS = Peer("mosaic MDS", "streaming", _mds_write, _mds_read, partial(_mds_read, shuffle=True), "not compressed")
 WEBDATASET = Peer("webdataset", "webdataset", _tar_write, _tar_read, partial(_tar_read, shuffle=True), "tokens.npy, cls")
 GRAIN = Peer(
-    "array_record, grain",
+    "grain, array_record",
     "grain",
     _record_write,
     _record_read,
