@@ -1,6 +1,7 @@
 """What it costs to stop in the middle of an epoch and to go on, and whether what comes then is right.
 
-Run as ``python tests/benchmarks/resume.py [--rows N] [--folder DIR] [--rounds N] [--only NAME] [--json FILE]``; see README.md.
+Run as ``python tests/benchmarks/resume.py [--rows N] [--stops PERCENT ...] [--folder DIR] [--rounds N] [--only NAME]
+[--json FILE]``; see README.md.
 All files were written just before: they are in the memory of the system, and no disk is measured.
 """
 
@@ -12,7 +13,7 @@ import pickle
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,10 +57,12 @@ class Options:
 
     Args:
         rows: How many samples.
-        folder: Where they are written; None for a temporary one.
+        stops: Where an epoch is stopped, in percent of its batches.
+        folder: Where samples are written; None for a temporary one.
     """
 
     rows: int = 200_000
+    stops: tuple[int, ...] = STOPS
     folder: Path | None = None
 
 
@@ -96,9 +99,9 @@ def ids_of(batches: Iterable[Any]) -> list[int]:
     return [number for batch in batches for number in batch["id"].tolist()]
 
 
-def stops_of(loader: Any, rows: int) -> dict[int, Stopped]:
+def stops_of(loader: Any, rows: int, stops: Sequence[int]) -> dict[int, Stopped]:
     """Go through an epoch, and save where it would be stopped."""
-    wanted = {rows // BATCH * stop // 100: stop for stop in STOPS}
+    wanted = {rows // BATCH * stop // 100: stop for stop in stops}
     ids: list[int] = []
     saved: dict[int, tuple[Any, float, int]] = {}
     for number, batch in enumerate(loader, 1):
@@ -144,17 +147,19 @@ class Resumes:
 
     Args:
         rows: How many samples there are.
+        stops: Where an epoch is stopped, in percent.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, stops: Sequence[int]) -> None:
         self._rows = rows
+        self._stops = stops
         self._epochs: dict[str, dict[int, Stopped]] = {}
         self._facts: dict[str, Facts] = {}
 
     def make(self, way: Way, stop: int, _: int) -> Job:
         """What is to be done for a way and a stop."""
         if way.name not in self._epochs:
-            self._epochs[way.name] = stops_of(way.open(), self._rows)
+            self._epochs[way.name] = stops_of(way.open(), self._rows, self._stops)
         return Job(way, self._epochs[way.name][stop])
 
     def check(self, contender: Contender, job: Job, _: int) -> None:
@@ -200,11 +205,13 @@ def resume(workers: bool, options: Options, resources: ExitStack) -> Table:
         options: How many samples.
         resources: Removes the files.
     """
-    data, resumes = data_of(options, resources), Resumes(options.rows)
+    data, resumes = data_of(options, resources), Resumes(options.rows, options.stops)
     others = [way for way in [*ours(data), *peers(data)] if way.name.endswith(WORKERS) == workers]
     ways = [*by_hand(data), *others]
 
     def claims(times: Times) -> list[Claim]:
+        if not {10, 90}.issubset(options.stops):
+            return []
         own = [way.name for way in others if way.name.startswith(OURS)]
         found = [at_most(f"{name}: 90 % {{:.2f}} x 10 %", times.ratio(at(name, 90), at(name, 10)), 1.5) for name in own]
         for name in own[:0] if workers else own[:3]:
@@ -216,11 +223,11 @@ def resume(workers: bool, options: Options, resources: ExitStack) -> Table:
         "workers" if workers else "resume",
         f"{options.rows:,} shuffled samples {{id, int32[128], label}}: new objects, a state loaded, the first batch of {BATCH}",
         1,
-        at(BY_HAND, 50),
+        at(BY_HAND, options.stops[len(options.stops) // 2]),
         [
             Contender(at(way.name, stop), partial(resumes.make, way, stop), needs=way.needs, note=way.note)
             for way in ways
-            for stop in STOPS
+            for stop in options.stops
         ],
         resumes.check,
         claims,
@@ -345,14 +352,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--rows", type=int, default=Options.rows)
     parser.add_argument("--folder", type=Path, default=Options.folder)
+    parser.add_argument("--stops", type=int, nargs="+", default=STOPS, metavar="PERCENT")
     own, sys.argv[1:] = parser.parse_known_args()
+    if not all(0 < stop < 100 for stop in own.stops):
+        parser.error(f"--stops are percents between 0 and 100, got {own.stops}")
     if own.rows < 1 or own.rows % (2 * SHARD_ROWS):
         parser.error(f"--rows must be a multiple of {2 * SHARD_ROWS}, got {own.rows}")
-    options = Options(own.rows, own.folder)
+    options = Options(own.rows, tuple(own.stops), own.folder)
     tables = {name: partial(make, options) for name, make in TABLES.items()}
     description = (
         "What it costs to stop in the middle of an epoch and to go on. Besides what is below: --rows N, how many samples there "
-        f"are (default {Options.rows}); --folder DIR, where they are written."
+        f"are (default {Options.rows}); --stops PERCENT ..., where an epoch is stopped (default 10 50 90); --folder DIR, where "
+        "samples are written."
     )
     command_line(description, tables, rounds=5)
 

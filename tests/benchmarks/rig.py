@@ -251,8 +251,8 @@ def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Ta
             table = replace(table, items=max(1, int(table.items * options.part)))
             results[name] = table, measure(table, options.rounds)
         print(f"\n{report(*results[name])}", flush=True)
-    if options.json is not None:
-        write_json(options.json, results)
+        if options.json is not None:  # also before the next one, which may fail
+            write_json(options.json, results)
 
 
 def _is_meant(name: str, only: str, tables: Iterable[str]) -> bool:
