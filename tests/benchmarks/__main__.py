@@ -39,11 +39,11 @@ def show(results: Results, jobs: list[Job]) -> bool:
     """Print the table; whether all that was asked for is in it."""
     rows = rows_of(jobs, results.tables)
     print(described(results.environment, results.rounds), "", summary(rows), sep="\n")
-    print("", f"absent: {', '.join(absent(rows)) or 'nobody'}", sep="\n")
-    print(*(f"faster than we are, {row.job.name}: {', '.join(row.faster)}" for row in rows if row.faster), sep="\n")
-    print(*(f"missed, {text}" for text in missed(results.tables)), sep="\n")
     failed = [f"{name}: {text}" for table in results.tables.values() for name, text in table["failed"].items()]
-    print(*(f"wrong output, {text}" for text in failed), sep="\n", end="")
+    notes = [f"absent: {', '.join(absent(rows)) or 'nobody'}"]
+    notes += [f"faster than we are, {row.job.name}: {', '.join(row.faster)}" for row in rows if row.faster]
+    notes += [*(f"missed, {text}" for text in missed(results.tables)), *(f"wrong output, {text}" for text in failed)]
+    print("", *notes, sep="\n")
     for script, text in results.broken.items():
         print(f"\n{script} ended with an error:\n{text}", file=sys.stderr)
     return not failed and not results.broken
@@ -55,10 +55,8 @@ def main() -> int:
     results = Results.read(options.read) if options.read else Results()
     wanted = chosen(options.only, quick=options.quick)
     if options.only or not options.read:
-        measure(wanted, Settings(options.rounds, options.quick, options.folder), results)
+        measure(wanted, Settings(options.rounds, options.quick, options.folder), results, options.json)
     whole = show(results, list(JOBS) if options.read else wanted)
-    if options.json is not None:
-        results.write(options.json)
     if options.docs:
         page, rows = DOCS / "explanation" / "beside-other-loaders.md", rows_of(JOBS, results.tables)
         write_page(page, DOCS / "pictures", rows, results)

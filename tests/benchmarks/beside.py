@@ -76,13 +76,15 @@ class Results:
         path.write_text(json.dumps(vars(self), indent=1) + "\n")
 
 
-def measure(jobs: Sequence[Job], settings: Settings, results: Results) -> None:
-    """Add what the scripts say about some jobs; what they print goes to where errors go."""
+def measure(jobs: Sequence[Job], settings: Settings, results: Results, keep: Path | None = None) -> None:
+    """Add what the scripts say about some jobs; after each of them, all there is goes into the file `keep`."""
     results.quick |= settings.quick
     for script in SCRIPTS:
         tables = list(dict.fromkeys(job.table for job in jobs if job.script == script))
         if tables:
             _run(script, tables, settings, results)
+            if keep is not None:
+                results.write(keep)
 
 
 def _run(script: str, tables: list[str], settings: Settings, results: Results) -> None:

@@ -28,7 +28,7 @@ GAP = 14
 
 _STYLE = (
     "<style>.bn,.bv,.bt{fill:var(--md-default-fg-color,#768390)}.bl{fill:var(--md-default-fg-color--light,#768390)}"
-    ".bt{font-size:12px;font-weight:bold}.bn,.bv,.bl{font-size:11px}.bo{fill:#d9530f}.bp{fill:#7d93a8}"
+    ".bt{font-weight:bold}.bh{font-size:12px}.bo{fill:#d9530f}.bp{fill:#7d93a8}"
     ".bg{stroke:var(--md-default-fg-color--light,#768390)}.bf{stroke:var(--md-default-fg-color--lightest,#76839055)}</style>"
 )
 
@@ -60,7 +60,9 @@ def picture(rows: Sequence[Row]) -> str:
         pair = [row for row in (left, right) if row is not None]
         parts += [_panel(row, axis, x * PANEL, y) for x, row in enumerate(pair)]
         y += HEAD + LINE * max(len(row.ratios) for row in pair) + GAP + LINE
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y - GAP}" font-family="sans-serif">'
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y - GAP}" font-family="sans-serif" font-size="11">'
+    )
     return "\n".join([opening, _STYLE, *parts, "</svg>"]) + "\n"
 
 
@@ -68,7 +70,7 @@ def _panel(row: Row, axis: _Axis, x: int, y: int) -> str:
     shown = [column for column in COLUMNS if column in row.ratios]
     bottom = HEAD + LINE * len(shown)
     limit, _, time = row.limit.rpartition(": ")
-    parts = [_text("bt", 4, 13, row.job.name), _text("bl", 4, 27, f"1 = {limit}, {time}")]
+    parts = [_text("bt bh", 4, 13, row.job.name), _text("bl", 4, 27, f"1 = {limit}, {time}")]
     for power in axis.powers:
         at = f"{axis.at(power):.1f}"
         parts.append(f'<path class="{"bg" if power == 1 else "bf"}" d="M{at} {HEAD - 3}V{bottom + 2}"/>')
@@ -83,7 +85,7 @@ def _bar(column: str, ratio: float, axis: _Axis, y: int) -> list[str]:
     middle = y + 10
     kind = "bo" if column == OURS else "bp"
     return [
-        _text("bn", LABELS - 6, middle, column, "end"),
+        _text("bt" if column == OURS else "bn", LABELS - 6, middle, column, "end"),
         f'<rect class="{kind}" x="{start:.1f}" y="{y + 1}" width="{max(end - start, 1.5):.1f}" height="{LINE - 4}" rx="1.5"/>',
         _text("bv", end + 4, middle, number(ratio)),
     ]

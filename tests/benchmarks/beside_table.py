@@ -50,8 +50,16 @@ class Row:
 
 
 def number(ratio: float) -> str:
-    """A ratio in three digits."""
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 10 else f"{ratio:.2f}"
+    """A ratio in two or three digits."""
+    return (
+        f"{ratio:.2g}"
+        if 0 < ratio < 0.1
+        else f"{ratio:,.0f}"
+        if ratio >= 100
+        else f"{ratio:.1f}"
+        if ratio >= 10
+        else f"{ratio:.2f}"
+    )
 
 
 def rows_of(jobs: Iterable[Job], tables: Mapping[str, Recorded]) -> list[Row]:
