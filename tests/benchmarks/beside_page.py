@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from beside import Results
-from beside_jobs import COLUMNS, GROUPS
+from beside_jobs import GROUPS
 from beside_pictures import picture
-from beside_table import Row, absent, described, missed, summary
+from beside_table import Row, absent, by_peer, described, missed
 
 __all__ = ["unexplained", "write_page"]
 
@@ -52,9 +52,8 @@ def _made(rows: Sequence[Row], results: Results) -> str:
     parts = [*rough, "\n".join([described(results.environment, results.rounds), *missing])]
     for group, title in GROUPS.items():
         if mine := _of_group(rows, group):
-            columns = [column for column in COLUMNS if any(row.cell(column) for row in mine)]
             shown = f"![{title}: times as bars, from the limit on](../pictures/beside-{group}.svg)"
-            parts += [f"### {title}", shown, summary(mine, columns, bold=True)]
+            parts += [f"### {title}", shown, by_peer(mine)]
     parts += ["### Where a peer is faster", _listed(f"{row.job.name}: {', '.join(row.faster)}" for row in rows if row.faster)]
     parts += ["### Targets that are missed", _listed(missed(results.tables))]
     return "\n\n".join(parts)

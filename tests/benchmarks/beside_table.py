@@ -9,7 +9,7 @@ from typing import Any
 from beside_jobs import COLUMNS, OURS, Job
 from rig import Times
 
-__all__ = ["Row", "absent", "described", "missed", "row_of", "rows_of", "summary"]
+__all__ = ["Row", "absent", "by_peer", "described", "missed", "number", "row_of", "rows_of", "summary"]
 
 Recorded = Mapping[str, Any]
 """A table as `write_json` has it."""
@@ -109,15 +109,31 @@ def _time_of(name: str, recorded: Recorded, times: Times) -> str:
 # -- as text --------------------------------------------------------------------------------------------------------------
 
 
-def summary(rows: Sequence[Row], columns: Sequence[str] = tuple(COLUMNS), *, bold: bool = False) -> str:
-    """Aligned markdown; `bold` marks who is fastest."""
-    lines = [["x limit", "limit", *columns]]
-    for row in rows:
-        cells = [f"**{row.cell(column)}**" if bold and column == row.best else row.cell(column) for column in columns]
-        lines.append([row.job.name, row.limit, *cells])
+def summary(rows: Sequence[Row]) -> str:
+    """All of it, as aligned markdown: a line for each job."""
+    return _aligned([_head(COLUMNS), *(_line(row, COLUMNS) for row in rows)])
+
+
+def by_peer(rows: Sequence[Row]) -> str:
+    """The same of a few jobs, for a page that is not as wide: a line for each peer that does any; the fastest in bold."""
+    columns = [column for column in COLUMNS if any(row.cell(column) for row in rows)]
+    lines = [_head(columns), *(_line(row, columns, bold=row.best) for row in rows)]
+    return _aligned(list(zip(*lines, strict=True)))
+
+
+def _head(columns: Iterable[str]) -> list[str]:
+    return ["x limit", "limit", *columns]
+
+
+def _line(row: Row, columns: Iterable[str], bold: str = "") -> list[str]:
+    cells = (f"**{row.cell(column)}**" if column == bold else row.cell(column) for column in columns)
+    return [row.job.name, row.limit, *cells]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in ruled)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
