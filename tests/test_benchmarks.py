@@ -33,6 +33,7 @@ def results(**broken):
         "squirrel_torch, 90 %": [20, 20],
         "HF Dataset, 90 %": [5, 5],
         "litdata, 90 %": [9, 9],
+        "litdata, 10 %": [1, 1],
     }
     told = {name: {"exact": "NO" if "HF" in name else "yes"} for name in ways}
     bases = {
@@ -119,6 +120,28 @@ def test_a_page_is_made_anew_between_its_marks(tmp_path, monkeypatch):
 
     bars = [bar.get("class") for bar in ET.parse(tmp_path / "beside-training.svg").iter("{http://www.w3.org/2000/svg}rect")]
     assert bars == ["bo", "bp"] * 2
+
+
+def test_a_peer_whose_output_is_wrong_has_no_figure_and_ours_ends_the_run(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import rig
+
+    def check(contender, made, n):
+        assert list(made) == [0, 1, 2], contender.name
+
+    def of(*contenders):
+        return rig.Table("numbers", "", 3, "limit", contenders, check, lambda times: [])
+
+    limit = rig.Contender("limit", range)
+    right, wrong = rig.Contender("right", range, needs="torch"), rig.Contender("wrong", lambda n: range(n + 1), needs="torch")
+    absent = rig.Contender("absent", range, needs="nobody_has_this")
+    table = of(limit, right, wrong, absent)
+    times = rig.measure(table, 2)
+    assert {name: len(rounds) for name, rounds in times.items()} == {"limit": 2, "right": 2}
+    assert times.failed == {"wrong": "AssertionError: wrong"}
+    assert re.search(r"^\| wrong +\| failed .* AssertionError: wrong +\|$", rig.report(table, times), re.MULTILINE)
+    with pytest.raises(AssertionError, match="ours"):
+        rig.measure(of(limit, rig.Contender("ours", lambda n: range(1))), 1)
 
 
 @pytest.mark.slow
