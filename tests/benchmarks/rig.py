@@ -249,6 +249,9 @@ def command_line(description: str, tables: Mapping[str, Callable[[ExitStack], Ta
         with ExitStack() as resources:
             table = tables[name](resources)
             table = replace(table, items=max(1, int(table.items * options.part)))
+            if table.limit not in {contender.name for contender in table.present}:
+                print(f"\n{name}: not measured, {table.limit!r} needs what is not installed")
+                continue
             results[name] = table, measure(table, options.rounds)
         print(f"\n{report(*results[name])}", flush=True)
         if options.json is not None:  # also before the next one, which may fail
