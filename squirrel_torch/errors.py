@@ -146,7 +146,12 @@ class DatasetExistsError(StoreError, FileExistsError):
 
 
 class MissingDependencyError(SquirrelTorchError, ImportError):
-    """An optional package is needed and not installed; the message is the pip line that installs it."""
+    """An optional package is needed and not installed; the message is the pip line that installs it.
+
+    Args:
+        package: Its name.
+        extra: The extra of squirrel_torch that brings it.
+    """
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'squirrel_torch[{extra}]'")

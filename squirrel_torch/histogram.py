@@ -26,7 +26,7 @@ class Histogram:
     counts: dict[int, int] = field(default_factory=dict)
 
     def add(self, seconds: float, calls: int = 1) -> None:
-        """Count calls that took about so long each."""
+        """Count `calls` calls that took about `seconds` each."""
         step = 0 if seconds <= _FINEST else min(1 + floor(log2(seconds / _FINEST) * _PER_OCTAVE), _STEPS)
         self.counts[step] = self.counts.get(step, 0) + calls
 

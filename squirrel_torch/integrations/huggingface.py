@@ -35,6 +35,10 @@ class StreamTrainer(Trainer):
 
     An evaluation counts each sample once: what `tail="pad"` fills up is kept from the model and the metrics.
 
+    Args:
+        *args: As of `transformers.Trainer`.
+        **kwargs: As of `transformers.Trainer`.
+
     Raises:
         ValueError: When training or an evaluation begins: if the loader would leave out samples that are to be evaluated, or
             give some ranks more batches than others; if the Trainer is to divide or resize batches.

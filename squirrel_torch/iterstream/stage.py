@@ -45,7 +45,13 @@ class Split(Flag):
 
 @dataclass(frozen=True)
 class Context:
-    """Where in a run a stage stands: all that its random numbers may depend on, besides the seed."""
+    """Where in a run a stage stands: all that its random numbers may depend on, besides the seed.
+
+    Args:
+        epoch: Which epoch it is, from 0.
+        path: Where in the chain: the number of the place, and of what is inside of it.
+        reports: What the stages say of themselves, by their id.
+    """
 
     epoch: int = 0
     path: Path = ()
@@ -60,7 +66,11 @@ class Context:
         return self.reports.setdefault(id(stage), StageReport(stage.describe(), about=stage))
 
     def uniforms(self, seed: Seed, start: int = 0) -> Iterator[npt.NDArray[np.float64]]:
-        """Blocks of numbers in [0, 1) that belong to this stage in this epoch, from number `start` on, without end."""
+        """Blocks of numbers in [0, 1) that belong to this stage, epoch and `seed`, from number `start` on, without end.
+
+        Yields:
+            Float64, shape `[block]`.
+        """
         return uniform_blocks(seed, self.epoch, self.path, start)
 
 
@@ -146,7 +156,12 @@ class Stage(ABC, Generic[T, U]):
         """The items of this stage, made from those of the stage before."""
 
     def start(self, upstream: Iterable[T], context: Context) -> Iterator[U]:
-        """Like `apply`, for stages that read their upstream several times or need their context."""
+        """Like `apply`, for stages that read their upstream several times or need their context.
+
+        Args:
+            upstream: The stage before. Each iteration begins it anew.
+            context: Where in the run this stage stands.
+        """
         return self.apply(iter(upstream))
 
     def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
@@ -196,6 +211,10 @@ class Stage(ABC, Generic[T, U]):
         """The items that it gave under these ids, made again.
 
         This one is for stages that are `one_to_one`, and for those that pass on items as they are.
+
+        Args:
+            ids: Of items of this stage.
+            following: What stands before it.
 
         Raises:
             ReplayMismatch: If one can't be made any more.

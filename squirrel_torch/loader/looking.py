@@ -98,6 +98,10 @@ class Looked(Generic[T_co]):
 
         ``with loader.trace("trace.json"): ...`` around the passes, or around a part of one. It is
         `squirrel_torch.observe.tracing`, which tells what is in the file.
+
+        Args:
+            path: Ends in ".json", or in ".json.gz". A file that is there is replaced.
+            most_bytes: Of the file, before it is compressed.
         """
         return tracing(path, most_bytes=most_bytes)
 

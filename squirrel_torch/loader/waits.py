@@ -15,9 +15,9 @@ class Waited:
     Args:
         waiting: Seconds in `next`, waiting for batches.
         working: Seconds between, working on them.
-        computing: Of these, seconds of CPU time of the thread, until the last batch was asked for.
         batches: How many were given.
         since: When the pass began, by `time.monotonic`. Another pass has another one.
+        computing: Of `working`, seconds of CPU time of the thread, until the last batch was asked for.
     """
 
     waiting: float = 0.0

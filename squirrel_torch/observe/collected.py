@@ -30,16 +30,13 @@ def cores() -> int:
 
 
 class Seen:
-    """What one look, or one measurement, saw.
-
-    Args:
-        busy: Who works, with the CPU time since the last look where that is known.
-        waiting: Who waits for these.
-    """
+    """What one look, or one measurement, saw."""
 
     def __init__(self) -> None:
         self.busy: dict[Key, float | None] = {}
+        """Who works, with the CPU time since the last look where that is known."""
         self.waiting: set[Key] = set()
+        """Who waits for these."""
 
 
 class Group(NamedTuple):

@@ -49,9 +49,9 @@ class StageFigures:
 
     Args:
         place: Its number in its chain, the source's being 0.
-        branch: Which branch of a mix it is in, from the outside in; empty for the main chain. The mix is the source.
         name: As one would write it, such as `map(decode)`.
         kind: The class of the stage, such as `Map`; of a source such as `IterableSource`.
+        branch: Which branch of a mix it is in, from the outside in; empty for the main chain. The mix is the source.
         site: Where it is written, `file:line`; None if that is not known.
         thread: The stages of one name here share a thread: "main", or "feeder 3" before the `async_map` at place 3.
         items: How many it has given; None if nothing counts them.

@@ -20,12 +20,12 @@ class Verdict:
         cause: One of "consumer" (nothing to gain), "gil" (CPU-bound in threads under the GIL), "cpu" (CPU-bound on one core),
             "cores" (CPU-bound on all cores), "latency" (waiting for I/O with too little in flight), "serial" (the stages
             before have one thread), "hand-over" (between processes), "overhead" (Python's, of small items), "unknown".
-        place: The place that limits it; None for the consumer.
-        branch: The branch that it is in.
         stage: The place in words, such as `async_map(decode)`.
         because: Why, with numbers.
         remedy: What to change, as code where that is possible; empty if there is nothing.
         gain: How many times as fast the stream is expected to be then; 1.0 if there is nothing to gain.
+        place: The place that limits it; None for the consumer.
+        branch: The branch that it is in.
     """
 
     cause: str

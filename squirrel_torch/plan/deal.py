@@ -99,6 +99,10 @@ class Deal:
     def positions(self, rank: int, step: int) -> npt.NDArray[np.int64]:
         """The positions of a batch, in the order in which they are delivered.
 
+        Args:
+            rank: Of whom, from 0.
+            step: The number of the batch in the epoch, from 0.
+
         Returns:
             Numbers in [0, length), shape `[batch]`, or less in a last step, int64. They ascend, but for those that fill up
             a last step.
@@ -111,7 +115,12 @@ class Deal:
         return self.gaps.positions(dealt if count is None or self.tail != "pad" else dealt % count)
 
     def real(self, rank: int, step: int) -> npt.NDArray[np.bool_]:
-        """Which samples of a batch are the epoch's own: False for those that fill up. Shape `[batch]` or less, bool."""
+        """Which samples of a batch are the epoch's own: False for those that fill up. Shape `[batch]` or less, bool.
+
+        Args:
+            rank: Of whom, from 0.
+            step: The number of the batch in the epoch, from 0.
+        """
         dealt, count = self._dealt(rank, step), self.count
         return np.ones(len(dealt), np.bool_) if count is None else dealt < count
 

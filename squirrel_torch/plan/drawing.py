@@ -50,7 +50,11 @@ class ByDraws(Mixed):
     was asked is noted at every block of draws that has been gone through; a block is looked into when its items are needed.
 
     Args:
+        branches: The streams.
         weights: How likely each stream is, positive, adding up to about 1.
+        seed: Of the mix.
+        epoch: Which epoch it is.
+        path: Where in the chain the mix stands.
     """
 
     weights: tuple[float, ...]
@@ -188,7 +192,11 @@ class Drawn(ByDraws):
     asking for it goes through the whole mix, about 0.1 ms for 4096 items. `UNIFORM_WITH_REPLACEMENT` has equal weights.
 
     Args:
+        branches: The streams.
         weights: A Multiplexer's `sampling_probas`.
+        seed: Of the mix.
+        epoch: Which epoch it is.
+        path: Where in the chain the mix stands.
         max_reinits: None: no limit.
     """
 

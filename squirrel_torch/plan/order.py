@@ -117,7 +117,12 @@ class Straight(Order):
 
 @dataclass(frozen=True)
 class Permuted(Order):
-    """Items 0 to `count` - 1, the whole of them shuffled."""
+    """Items 0 to `count` - 1, the whole of them shuffled.
+
+    Args:
+        count: How many, 2^62 at most.
+        key: What decides the order; see `permutation_key`.
+    """
 
     count: int
     key: Key

@@ -26,6 +26,7 @@ class Coroutines:
     Args:
         call: Its callback is a coroutine function.
         workers: At most this many tasks at a time; None is as many as there are items in flight.
+        most_workers: How many items can be in flight.
         gate: Closed when the stream ends.
         deliver: Gets each outcome.
     """

@@ -125,7 +125,12 @@ class StreamDataModule(LightningDataModule):
                 setattr(cls, name, _adopting(stage, cls.__dict__[name]))
 
     def loader(self, stream: Any, stage: Stage = "train") -> StreamLoader[Any]:
-        """A loader over a chain, with the options of a stage."""
+        """A loader over a chain, with the options of a stage.
+
+        Args:
+            stream: A chain. A loader is given back as it is.
+            stage: One of "train", "val", "test" and "predict".
+        """
         return stream if isinstance(stream, StreamLoader) else StreamLoader(stream, **self._options[stage])
 
     def train_dataloader(self) -> Any:

@@ -51,6 +51,10 @@ class FileReader(Readable):
     """Samples of files of one format.
 
     It can be pickled. Files are opened by the process that reads them, while it does.
+
+    Args:
+        url: A file, a glob, a folder, or a list of files.
+        storage_options: For the filesystem.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
