@@ -166,8 +166,8 @@ class Meter:
     """Counts the items and bytes of one run, and knows when to look whether something is to be told."""
 
     def __init__(self, *, sized: bool, every: float) -> None:
-        self.count = 0
-        self.size = 0
+        self.count: int = 0
+        self.size: int = 0
         self._sized = sized
         self._every = every
         self._full = 0

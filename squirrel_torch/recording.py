@@ -109,8 +109,8 @@ class Recorder:
 
     def __init__(self, name: str, outputs: Sequence[Output], full: int = _FULL) -> None:
         self.name = name
-        self.pid = os.getpid()
-        self.outputs = tuple(outputs)
+        self.pid: int = os.getpid()
+        self.outputs: tuple[Output, ...] = tuple(outputs)
         self.processes: dict[int, str] = {self.pid: name}
         """Names of the processes, by their ids."""
         self._full = full

@@ -127,7 +127,7 @@ class LocalGate:
     """A gate between threads."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed: bool = False
         self._event = threading.Event()
         self._parts: dict[int, list[Any]] = {}
 

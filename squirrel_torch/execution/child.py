@@ -27,7 +27,7 @@ class Control(Page):
 
     def __init__(self, handle: int | None = None) -> None:
         super().__init__(handle)
-        self.mark = memoryview(self.shared.memory)[:24].cast("q")
+        self.mark: memoryview[int] = memoryview(self.shared.memory)[:24].cast("q")
         if handle is None:
             self.mark[0] = NO_ITEM
 

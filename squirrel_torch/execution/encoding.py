@@ -50,8 +50,8 @@ class Encoded:
     __slots__ = ("_leaves", "pickled", "size")
 
     def __init__(self, pickled: bytes, leaves: Sequence[torch.Tensor | npt.NDArray[Any]], size: int) -> None:
-        self.pickled = pickled
-        self.size = size
+        self.pickled: bytes = pickled
+        self.size: int = size
         self._leaves = leaves
 
     def write(self, memory: Any, start: int) -> None:

@@ -99,7 +99,7 @@ class Flow:
     ) -> None:
         self.error: BaseException | None = None
         """What the stages before have raised: comes after the last item."""
-        self.is_taking = False
+        self.is_taking: bool = False
         """Whether the consumer waits for a chunk, or takes it. Any thread may ask."""
         self._items: Iterator[Any] | None = items
         self._ordered = ordered
@@ -132,9 +132,9 @@ class Flow:
         self._through = 0
         self._tally = Tally() if tally is None else tally
         self._spans = ChunkSpans(name)
-        self.place = open_place(self._gate, self._deliver)
+        self.place: Place = open_place(self._gate, self._deliver)
         self._room = min(4 * self.place.workers, MOST_BUFFER) if buffer == "auto" else buffer
-        self.sizing = ChunkSize(self.place.overhead, self.place.workers, self._room, chunksize)
+        self.sizing: ChunkSize = ChunkSize(self.place.overhead, self.place.workers, self._room, chunksize)
         self._tuner = tuner
         if tuner is not None:
             tuner.connect(

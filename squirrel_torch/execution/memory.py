@@ -32,9 +32,9 @@ class SharedMemory:
             except OSError:
                 os.close(handle)
                 raise
-        self.size = size
-        self.handle = handle
-        self.memory = _map(handle, size)
+        self.size: int = size
+        self.handle: int = handle
+        self.memory: mmap.mmap = _map(handle, size)
 
     def grow(self, size: int) -> None:
         """Make it larger, for all who see it; they have to `follow`.

@@ -29,7 +29,7 @@ class Page:
     """Memory that both sides see: some words of whoever uses it, and a stack."""
 
     def __init__(self, handle: int | None = None) -> None:
-        self.shared = SharedMemory(_STACK_AT + _STACK_ROOM, handle)
+        self.shared: SharedMemory = SharedMemory(_STACK_AT + _STACK_ROOM, handle)
 
     def take_stacks(self) -> None:
         """Have `faulthandler` write here when the signal comes."""

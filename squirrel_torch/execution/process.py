@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Final, Generic, Protocol, TypeVar
 from weakref import WeakSet
@@ -136,7 +137,7 @@ class OwnProcess(Generic[P]):
         self.owns(self.connection)
         # A fork has all of this too.
         inherited = tuple(self._owned) if context.get_start_method() == "fork" else ()
-        self.process = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]  # every start method's context has it
             target=_run, args=(main, there, inherited, os.getpid(), tied, type(self.page), arguments), name=name, daemon=True
         )
         try:

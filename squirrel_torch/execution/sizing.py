@@ -36,8 +36,8 @@ class ChunkSize:
         self.workers = workers
         self.buffer = buffer
         self.fixed = fixed
-        self.size = min(fixed or 1, buffer)
-        self.limit = inf if fixed is not None else 4 * self._worth
+        self.size: int = min(fixed or 1, buffer)
+        self.limit: float = inf if fixed is not None else 4 * self._worth
 
     def measured(self, count: int, seconds: float) -> None:
         """Learn from a chunk of `count` items that took `seconds`."""

@@ -21,14 +21,14 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.place = ""
-        self.workers = 0
-        self.count = 0
-        self.worked = 0.0
+        self.place: str = ""
+        self.workers: int = 0
+        self.count: int = 0
+        self.worked: float = 0.0
         self.cpu: float | None = 0.0
-        self.away = 0.0
-        self.retries = 0
-        self.times = Histogram()
+        self.away: float = 0.0
+        self.retries: int = 0
+        self.times: Histogram = Histogram()
         self._flow: ref[Flow] | None = None
 
     def begins(self, flow: Flow) -> None:

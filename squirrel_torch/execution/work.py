@@ -29,13 +29,13 @@ class Chunk:
     __slots__ = ("_left", "_share", "done", "items", "limit", "outcome", "rest", "sent", "start")
 
     def __init__(self, start: int, items: list[Any], limit: float) -> None:
-        self.start = start
-        self.items = items
-        self.limit = limit
-        self.outcome = Outcome()
+        self.start: int = start
+        self.items: list[Any] = items
+        self.limit: float = limit
+        self.outcome: Outcome = Outcome()
         self.rest: list[Chunk] = []
-        self.done = False
-        self.sent = 0.0
+        self.done: bool = False
+        self.sent: float = 0.0
         """When it was given to the place, by `perf_counter`; only kept up while somebody records."""
         self._left = 0.0
         self._share = 1.0

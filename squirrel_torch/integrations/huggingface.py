@@ -6,7 +6,7 @@ Accelerate needs nothing of this: `Accelerator.prepare` takes a StreamLoader as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat
 from typing import Any
 
@@ -94,7 +94,7 @@ class StreamTrainer(Trainer):
         _require_even_steps(loader)
         self.accelerator.prepare(loader)
         self._pads = loader.tail == "pad"
-        self.gather_function = self._gathered
+        self.gather_function: Callable[[Any], Any] = self._gathered
         return loader
 
     def prediction_step(

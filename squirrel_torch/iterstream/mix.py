@@ -61,9 +61,9 @@ class IterableSamplerSource(Mix[T_co]):
         seed: Seed = None,
     ) -> None:
         super().__init__()
-        self.branches = as_branches("iterables", iterables)
-        self.probs = check_probabilities("probs", probs, len(self.branches))
-        self.seed = resolve_seed(seed, rng)
+        self.branches: list[Composable[Any]] = as_branches("iterables", iterables)
+        self.probs: list[float] = check_probabilities("probs", probs, len(self.branches))
+        self.seed: Seed = resolve_seed(seed, rng)
 
     @property
     def _draws(self) -> bool:

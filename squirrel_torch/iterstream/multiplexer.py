@@ -92,8 +92,10 @@ class Multiplexer(Mix[T_co]):
             require_at_least("max_reinits", max_reinits, 1)
         branches = as_branches("composables", composables)
         self.mux_strategy = mux_strategy
-        self.max_reinits = sys.maxsize if max_reinits is None else max_reinits
-        self.seed = resolve_seed(seed)
+        self.max_reinits: int = sys.maxsize if max_reinits is None else max_reinits
+        self.seed: Seed = resolve_seed(seed)
+        self.branches: list[Composable[Any]]
+        self.sampling_probas: list[float]
         if mux_strategy is MultiplexingStrategy.SAMPLING:
             self.branches, self.sampling_probas = _likely(branches, sampling_probas, proba_threshold)
         else:

@@ -45,7 +45,7 @@ class FilePathGenerator(Source[str]):
         require_at_least("max_dirs", max_dirs, 1)
         if max_workers is not None:
             require_at_least("max_workers", max_workers, 1)
-        self.url = os.fspath(url)
+        self.url: str = os.fspath(url)
         self.nested = nested
         self.max_workers = max_workers
         self.max_keys = max_keys

@@ -79,7 +79,7 @@ class Handed:
 
     def __init__(self) -> None:
         self._told: dict[int, dict[str, float]] = {}
-        self.unpacking = 0.0
+        self.unpacking: float = 0.0
         """Seconds in which batches were copied out of shared memory."""
         self.size = 0
         """Bytes of all batches."""

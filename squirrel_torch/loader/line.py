@@ -37,9 +37,9 @@ class Line:
         self._unsent = bytearray()
         self._poll = select.poll()
         self._poll.register(self._handle, select.POLLIN)
-        self.received = bytearray()
+        self.received: bytearray = bytearray()
         """What has come and was not read; whoever reads it deletes it."""
-        self.closed = False
+        self.closed: bool = False
         """Whether the other side is gone, and all that it has sent was received."""
 
     @property

@@ -166,7 +166,7 @@ class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_c
         self.streams = streams
         self.report_after = report_after
         self.observe = observe
-        self.device = None if device is None else torch.device(device)
+        self.device: torch.device | None = None if device is None else torch.device(device)
         # Through __dict__: a DataLoader keeps its sampler from being changed.
         self.__dict__["sampler"] = EpochSampler(self.set_epoch)
         self._layout = layout_of(torch_iterable.chain)

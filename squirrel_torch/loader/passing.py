@@ -43,7 +43,7 @@ class Batches(Iterator[T_co]):
         if self._rest is not None:
             self._rest.atexit = False
         self._keeps = loader.persistent_workers
-        self.is_open = True
+        self.is_open: bool = True
         self._after: Exception | None = None  # None: it came to its end
         self._world = world
         self.go_on_from(place)

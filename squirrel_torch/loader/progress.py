@@ -37,11 +37,11 @@ class Progress:
 
     def __init__(self, epoch: int, lane: str = "loader") -> None:
         self.epoch = epoch
-        self.ending = ""
-        self.waits = Waits(monotonic())
+        self.ending: str = ""
+        self.waits: Waits = Waits(monotonic())
         self._lane = lane
         self._asked = self.since
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
         self.hands: Any = None
         recording.unfinished.add(self)
 

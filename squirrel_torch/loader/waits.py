@@ -42,11 +42,13 @@ class Waits:
     __slots__ = ("_began", "_computing", "_cpu", "_over", "_waiting", "_working", "batches", "inside", "since")
 
     def __init__(self, now: float) -> None:
-        self._began = self.since = now
+        self._began = now
+        self.since: float = now
         self._waiting = self._working = self._computing = 0.0
         self._cpu: float | None = None  # not known before the first batch: another thread may take them
-        self.batches = 0
-        self.inside = self._over = False
+        self.batches: int = 0
+        self.inside: bool = False
+        self._over = False
 
     @property
     def over(self) -> bool:

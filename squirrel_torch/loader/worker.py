@@ -97,6 +97,7 @@ class Worker:
         self._open()
 
     def _open(self) -> None:
+        self.process: OwnProcess[Page]
         self.process, self._memory = self._opener.open(self._place)
         self._line = Line(self.process.connection)
         self._dead = False

@@ -65,7 +65,7 @@ class Sampler:
     def __init__(self, collected: Collected, *, always: bool = False) -> None:
         self._collected = collected
         self._always = always
-        self.clock = _clock
+        self.clock: _Clock = _clock
         """Who looks. If it has no `thread`, nobody does."""
 
     def __enter__(self) -> Sampler:

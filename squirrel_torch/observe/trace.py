@@ -68,7 +68,7 @@ class Tracing:
 
     def __init__(self, path: str | os.PathLike[str], most_bytes: int) -> None:
         require_at_least("most_bytes", most_bytes, _LEAST)
-        self.path = checked_path(path)
+        self.path: Path = checked_path(path)
         """Where the trace will be; of several ranks that of this one, once it is entered."""
         self._given = self.path
         self._most = int(most_bytes)

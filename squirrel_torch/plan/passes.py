@@ -31,7 +31,7 @@ class Passes:
     """
 
     def __init__(self, order_of_pass: Callable[[int], Order], times: int | None = None, gap: int = 0) -> None:
-        self.order = lru_cache(maxsize=_KEPT)(order_of_pass)
+        self.order: Callable[[int], Order] = lru_cache(maxsize=_KEPT)(order_of_pass)
         self._times = times
         self._gap = gap
         # Where pass n begins, for passes of unequal length. What is added is a function of n, so that threads may both add.

@@ -117,8 +117,9 @@ class Grid:
     def __init__(self, at_least: int) -> None:
         root = isqrt(at_least - 1) + 1
         sides = root, -(-at_least // root)
-        self.size = sides[0] * sides[1]
-        self.left, self.right = np.uint64(sides[0]), np.uint64(sides[1])
+        self.size: int = sides[0] * sides[1]
+        self.left: np.uint64 = np.uint64(sides[0])
+        self.right: np.uint64 = np.uint64(sides[1])
 
 
 def _mixed(words: Words) -> Words:

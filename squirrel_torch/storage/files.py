@@ -46,7 +46,8 @@ class Files:
     """
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None, attempts: int = 5) -> None:
-        self.is_local = "://" not in url and "::" not in url
+        self.url: str
+        self.is_local: bool = "://" not in url and "::" not in url
         if url.startswith(("file://", "local://")):
             self.is_local, url = True, url.partition("://")[2]
         if self.is_local:

@@ -30,14 +30,15 @@ class Borrowed:
         deliver: Gets each outcome.
     """
 
-    kind: ClassVar = "executor"
+    kind: ClassVar[str] = "executor"
 
     def __init__(self, executor: Executor, call: Call, gate: LocalGate, deliver: Deliver) -> None:
         workers = getattr(executor, "_max_workers", None)
-        self.workers = self.most_workers = workers if isinstance(workers, int) else os.cpu_count() or 1
+        self.workers: int = workers if isinstance(workers, int) else os.cpu_count() or 1
+        self.most_workers: int = self.workers
         # A pool of processes can't cancel what it has put into its pipe.
-        self.depth = self.workers + 1 if isinstance(executor, ProcessPoolExecutor) else 2 * self.workers + 1
-        self.overhead = 30e-6 if isinstance(executor, ThreadPoolExecutor) else 200e-6
+        self.depth: int = self.workers + 1 if isinstance(executor, ProcessPoolExecutor) else 2 * self.workers + 1
+        self.overhead: float = 30e-6 if isinstance(executor, ThreadPoolExecutor) else 200e-6
         self._executor = executor
         self._remote = RemoteCall(call, by_name=isinstance(executor, ProcessPoolExecutor))
         self._gate = gate

@@ -31,11 +31,11 @@ class Coroutines:
         deliver: Gets each outcome.
     """
 
-    kind: ClassVar = "coroutine"
-    overhead = 0.0  # items travel alone: each is a task anyway
+    kind: ClassVar[str] = "coroutine"
+    overhead: float = 0.0  # items travel alone: each is a task anyway
 
     def __init__(self, call: Call, workers: int | None, most_workers: int, gate: LocalGate, deliver: Deliver) -> None:
-        self.workers = workers or most_workers
+        self.workers: int = workers or most_workers
         self.most_workers = most_workers
         self._call = call
         self._gate = gate

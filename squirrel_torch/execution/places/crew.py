@@ -70,7 +70,7 @@ class Crew:
         deliver: Deliver,
     ) -> None:
         self.workers = workers
-        self.most_workers = max(workers, most_workers)
+        self.most_workers: int = max(workers, most_workers)
         self.kind = kind
         self.overhead = overhead
         self._make_runner = make_runner

@@ -64,8 +64,8 @@ class DaskCluster:
         ExecutorLostError: If no scheduler answers at the address within 10 s.
     """
 
-    kind: ClassVar = "dask"
-    overhead = 5e-3
+    kind: ClassVar[str] = "dask"
+    overhead: float = 5e-3
 
     def __init__(self, executor: Any, call: Call, gate: LocalGate, deliver: Deliver) -> None:
         self._own = isinstance(executor, str)
@@ -79,8 +79,9 @@ class DaskCluster:
         self._sent: dict[Future, Chunk] = {}
         self._losses: dict[int, int] = {}  # by the chunk's first item
         self._back: SimpleQueue[Future] = SimpleQueue()
-        self.workers = self.most_workers = max(1, sum(self._client.nthreads().values()))
-        self.depth = 3 * self.workers
+        self.workers: int = max(1, sum(self._client.nthreads().values()))
+        self.most_workers: int = self.workers
+        self.depth: int = 3 * self.workers
         self._scatter_call()
         self._thread = threading.Thread(target=self._collect, name=f"squirrel_torch_dask_{next(_numbers)}", daemon=True)
         self._thread.start()

@@ -31,7 +31,7 @@ class CSVSink:
     one_process: ClassVar[bool] = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder of {str(self.path)!r} does not exist: make it first")
         self._path = self.path.absolute()  # the working directory may be another one when it is called

@@ -77,8 +77,8 @@ class PrometheusSink:
     one_process: ClassVar[bool] = True
 
     def __init__(self, path: str | os.PathLike[str], *, labels: Mapping[str, str] | None = None) -> None:
-        self.path = Path(path)
-        self.labels = {name: str(value) for name, value in (labels or {}).items()}
+        self.path: Path = Path(path)
+        self.labels: dict[str, str] = {name: str(value) for name, value in (labels or {}).items()}
         if self.path.suffix != ".prom":
             raise ValueError(f"the collector reads only files that end with '.prom', got {str(self.path)!r}")
         if not self.path.parent.is_dir():

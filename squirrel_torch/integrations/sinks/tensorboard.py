@@ -42,7 +42,7 @@ class TensorBoardSink:
     one_process: ClassVar[bool] = True
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None) -> None:
-        self.log_dir = None if log_dir is None else Path(log_dir)
+        self.log_dir: Path | None = None if log_dir is None else Path(log_dir)
         self._folder = None if log_dir is None else str(Path(log_dir).absolute())
         self._writer: _Writer | None = None
         self._calls = 0

@@ -29,13 +29,14 @@ class Block:
 
     def __init__(self, batch: pa.RecordBatch, entry: ShardEntry, writable: bool) -> None:
         self.keys: list[str] | None = None
-        self.count, self.size = batch.num_rows, batch.nbytes
+        self.count: int = batch.num_rows
+        self.size: int = batch.nbytes
         if entry.keyed:
             self.keys, batch = batch.column(0).to_pylist(), batch.remove_column(0)
         self.column: Column = (columns_of if is_struct(entry.field) else column)(
             batch if is_struct(entry.field) else batch.column(0), entry.field, writable
         )
-        self.row = self.column.row
+        self.row: Callable[[int], Any] = self.column.row
 
 
 class OpenShard:

@@ -73,12 +73,13 @@ class ShardReader:
         self._blocks: OrderedDict[tuple[int, int], tuple[Block, int]] = OrderedDict()
         self._held = 0
         rows = np.array([shard.rows for shard in manifest.shards], dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(rows)])
+        self.starts: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate([[0], np.cumsum(rows)])
         """The number of each shard's first row, and behind them that of all rows."""
-        self.block_rows = np.array([shard.block_rows for shard in manifest.shards], dtype=np.int64)
-        self.keyed = any(shard.keyed for shard in manifest.shards)
+        block_rows = [shard.block_rows for shard in manifest.shards]
+        self.block_rows: np.ndarray[Any, np.dtype[np.int64]] = np.array(block_rows, dtype=np.int64)
+        self.keyed: bool = any(shard.keyed for shard in manifest.shards)
         self._starts: list[int] = self.starts.tolist()
-        self.rows = self._starts[-1]
+        self.rows: int = self._starts[-1]
 
     @property
     def url(self) -> str:

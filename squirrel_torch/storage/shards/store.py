@@ -111,7 +111,7 @@ class ShardStore(Store):
         if cache_limit is not None and cache is None:
             raise ValueError(f"cache_limit={cache_limit!r} needs a cache: give cache='folder'")
         self._files = Files(folder_url(url), storage_options, attempts)
-        self.shared = not self._files.is_memory
+        self.shared: bool = not self._files.is_memory
         self._mode = mode
         self._format = ShardFormat(compression, bytes_from("shard_bytes", shard_bytes), shard_rows)
         self._metadata = _plain_json(metadata)

@@ -96,7 +96,7 @@ class ShardWriting(Writing):
             Done(first, entry.rows, self._journal.marks[f"{first}+{entry.rows}"] if self._journal else ())
             for first, entry in sorted(self._written.items())
         ]
-        self.resumed = sum(entry.rows for entry in self._written.values())
+        self.resumed: int = sum(entry.rows for entry in self._written.values())
         self._field: Field | None = None
         self._names: list[str] = []
 
