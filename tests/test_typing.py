@@ -1,12 +1,15 @@
 """The types that users see, by both checkers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from squirrel_torch import Composable
+from squirrel_torch.iterstream import foreign
 from tests.support import ROOT
 
 FOLDER = ROOT / "tests" / "typing"
@@ -34,3 +37,12 @@ def pyright(path: Path) -> dict[int, str]:
 def test_types(check):
     assert check(FOLDER / "accepted.py") == {}
     assert set(check(FOLDER / "refused.py")) == REFUSED
+
+
+def test_each_method_of_a_chain_is_among_them():
+    called = set(re.findall(r"\.(\w+)\(", (FOLDER / "accepted.py").read_text()))
+    methods = {name for name in vars(Composable) if not name.startswith("_")} - {
+        "needs_whole",
+        "source",
+    }  # these are no methods
+    assert sorted({*foreign.NAMES, *methods} - called) == []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from multiprocessing.context import BaseContext
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack, overload
 from weakref import ref
 
 import torch
@@ -26,6 +26,7 @@ from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
 from squirrel_torch.loader.inline import Inline
 from squirrel_torch.loader.looking import Looked
+from squirrel_torch.loader.options import LoaderOptions
 from squirrel_torch.loader.passing import Batches
 from squirrel_torch.loader.progress import Progress
 from squirrel_torch.loader.provenance import Epochs, Traced, say_left_out
@@ -42,7 +43,9 @@ from squirrel_torch.sharding import WHOLE, can_gather, rank_shard, ranks_of
 
 __all__ = ["StreamLoader"]
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+U = TypeVar("U")
 
 _log = logging.getLogger(__name__)
 
@@ -117,9 +120,40 @@ class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_c
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
+    @overload
     def __init__(
         self,
         pipeline: Composable[T_co] | TorchIterable[T_co],
+        batch_size: None = None,
+        num_workers: int = 0,
+        collate_fn: None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: StreamLoader[U],
+        pipeline: Composable[T] | TorchIterable[T],
+        batch_size: int,
+        num_workers: int = 0,
+        *,
+        collate_fn: Callable[[list[T]], U],
+        **options: Unpack[LoaderOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: StreamLoader[Any],
+        pipeline: Composable[Any] | TorchIterable[Any],
+        batch_size: int | None,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        pipeline: Composable[Any] | TorchIterable[Any],
         batch_size: int | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,

@@ -1,6 +1,6 @@
 """What type checkers must refuse: each marked line is an error, and no other is."""
 
-from squirrel_torch import IterableSource
+from squirrel_torch import IterableSource, StreamLoader
 
 
 def length(text: str) -> int:
@@ -26,3 +26,6 @@ source.prefetch(None)  # refused: not a store, and keys that are not text
 source.compose(length)  # refused: not a constructor of composables
 source.to(lambda items: [1])  # refused: a function that returns no iterator
 source.flatten()  # refused: items that hold no items
+StreamLoader(source, batch_size=2, collate_fn=length)  # refused: a collation of other items
+StreamLoader(source, tail="fill")  # refused: neither "exact", "pad" nor "drop"
+StreamLoader(source, shuffle=True)  # refused: an argument of torch's, which a chain decides
