@@ -33,6 +33,7 @@ NEED = tuple(
 def main() -> None:
     """Raise unless the package lies in site-packages and all of it can be imported."""
     import squirrel_torch
+    from squirrel_torch import MissingDependencyError
 
     place = Path(squirrel_torch.__file__).resolve()
     if Path(sysconfig.get_path("purelib")).resolve() not in place.parents:
@@ -49,7 +50,7 @@ def main() -> None:
     for name in NEED:
         try:
             importlib.import_module(name)
-        except ImportError:  # of the library, or MissingDependencyError
+        except MissingDependencyError:
             continue
         raise SystemExit(f"{name} could be imported without its extra")
     print(f"{count} modules of {place.parent} imported, none of {len(OPTIONAL)} optional packages needed")

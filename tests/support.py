@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PYARROW = int(version("pyarrow").partition(".")[0])
 
 
 @contextmanager

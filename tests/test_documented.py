@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 from collections import Counter
+from typing import is_typeddict
 
 import squirrel_torch
 from tests.support import ROOT
@@ -36,6 +37,8 @@ def told(doc):
 def parameters(thing):
     if inspect.isclass(thing) and "__init__" not in vars(thing) and issubclass(thing, BaseException):
         return []  # a message
+    if is_typeddict(thing):
+        return list(thing.__annotations__)
     return [name for name in inspect.signature(thing).parameters if name not in ("self", "cls")]
 
 

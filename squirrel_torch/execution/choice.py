@@ -97,7 +97,7 @@ def check_executor(executor: Any, callback: Callable[..., Any], max_workers: obj
 
 def _check_name(executor: str) -> None:
     if _is_address(executor):
-        require_dask()
+        require_dask(cluster=True)
     elif executor not in _NAMES:
         raise ValueError(
             'executor must be "thread", "process", "numba" or the address of a dask scheduler ("tcp://host:8786") where it is '

@@ -11,10 +11,11 @@ from squirrel_torch.errors import MissingDependencyError
 __all__ = ["compute", "delayed", "require_dask"]
 
 
-def require_dask() -> None:
-    """Raise MissingDependencyError unless dask is installed. It is not imported."""
-    if find_spec("dask") is None:
-        raise MissingDependencyError("dask", "dask")
+def require_dask(*, cluster: bool = False) -> None:
+    """Raise MissingDependencyError unless dask is installed, with `cluster` its scheduler too. It is not imported."""
+    for package in ("dask", "distributed") if cluster else ("dask",):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "dask")
 
 
 def delayed(callback: Callable[..., Any]) -> Callable[..., Any]:

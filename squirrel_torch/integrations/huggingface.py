@@ -11,14 +11,18 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, recursively_apply
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
-from squirrel_torch.errors import StateError
+from squirrel_torch.errors import MissingDependencyError, StateError
 from squirrel_torch.loader import StreamLoader
 from squirrel_torch.loader.padding import MASK, rows_of_mask
+
+try:
+    from accelerate.utils import gather_object, recursively_apply
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise MissingDependencyError("transformers or accelerate", "huggingface") from error
 
 __all__ = ["StreamLoaderState", "StreamTrainer"]
 
@@ -40,6 +44,7 @@ class StreamTrainer(Trainer):
         **kwargs: As of `transformers.Trainer`.
 
     Raises:
+        MissingDependencyError: When this module is imported and transformers or accelerate is not installed.
         ValueError: When training or an evaluation begins: if the loader would leave out samples that are to be evaluated, or
             give some ranks more batches than others; if the Trainer is to divide or resize batches.
     """

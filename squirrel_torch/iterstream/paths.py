@@ -11,6 +11,7 @@ from squirrel_torch.iterstream.iterable import Source
 from squirrel_torch.iterstream.lifetime import Lifetime
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.sharding import Shard
+from squirrel_torch.storage.files import require_filesystem
 
 __all__ = ["FilePathGenerator"]
 
@@ -28,6 +29,8 @@ class FilePathGenerator(Source[str]):
         **storage_options: Passed to the filesystem of fsspec.
 
     Raises:
+        ValueError: If the protocol of `url` is not known.
+        MissingDependencyError: If its package is not installed.
         FileNotFoundError: When the stream starts, if there is nothing at `url`.
     """
 
@@ -46,6 +49,7 @@ class FilePathGenerator(Source[str]):
         if max_workers is not None:
             require_at_least("max_workers", max_workers, 1)
         self.url: str = os.fspath(url)
+        require_filesystem(self.url)
         self.nested = nested
         self.max_workers = max_workers
         self.max_keys = max_keys

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from squirrel_torch.errors import MissingDependencyError, StoreError
 from squirrel_torch.storage.local import create_at_once, write_at_once
 
-__all__ = ["Files", "check_options", "folder_url", "is_transient", "tried"]
+__all__ = ["Files", "check_options", "folder_url", "is_transient", "require_filesystem", "tried"]
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Files:
             self.url = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111  # resolves no links
         else:
             self.url = url.rstrip("/")
-            _require_filesystem(url)
+            require_filesystem(url)
         self._options = storage_options or {}
         check_options(url, self._options)
         self._attempts = attempts
@@ -236,8 +236,15 @@ def check_options(url: str, options: Mapping[str, Any]) -> None:
         raise TypeError(f"unknown arguments {', '.join(unknown)}: local files ({url!r}) take no such storage options")
 
 
-def _require_filesystem(url: str) -> None:
-    """Raise, where the URL is written, if there is nothing that can open it."""
+def require_filesystem(url: str) -> None:
+    """Raise, where the URL is written, if there is nothing that can open it.
+
+    Raises:
+        ValueError: If its protocol is not known.
+        MissingDependencyError: If the package of its protocol is not installed.
+    """
+    if "://" not in url and "::" not in url:
+        return
     import fsspec
 
     protocol = url.partition("::")[0].partition("://")[0]

@@ -27,6 +27,7 @@ from squirrel_torch.storage.shards import written as shard_module
 from squirrel_torch.storage.shards.field import Field, field_from_json
 from squirrel_torch.storage.shards.manifest import Manifest, _sum, latest
 from tests.faults.children import end, kill, outcome, start
+from tests.support import PYARROW
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
@@ -396,9 +397,15 @@ def small(tmp_path_factory):
     return folder
 
 
+def skip_before_pyarrow_24(name, what):
+    if name == what and PYARROW < 24:
+        pytest.skip("pyarrow compares columns without values with what they are read as from version 24 on: these are None")
+
+
 class TestHostileManifests:
     @pytest.mark.parametrize("name", HOSTILE)
     def test_is_refused(self, tmp_path, small, name):
+        skip_before_pyarrow_24(name, "field: none")
         folder = tmp_path / "data"
         shutil.copytree(small, folder)
         forged(folder, HOSTILE[name])
@@ -634,6 +641,7 @@ def read_forged(folder):
 class TestHostileShards:
     @pytest.mark.parametrize("name", SHARDS)
     def test_is_refused(self, tmp_path, name):
+        skip_before_pyarrow_24(name, "integers that are none")
         field, blocks, options = SHARDS[name]
         forge_shard(tmp_path / "data", field, blocks, **options)
         told = outcome(read_forged, tmp_path / "data", seconds=20)

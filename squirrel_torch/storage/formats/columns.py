@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EINVAL
 from itertools import pairwise
 from typing import Any
 
@@ -27,8 +28,8 @@ def arrow_errors(path: str, place: str = "") -> Iterator[None]:
     except (pa.ArrowException, MemoryError, ValueError, OverflowError) as error:
         raise corrupt(path, place, f"it can't be read: {_first_line(error)}") from error
     except OSError as error:
-        # Pyarrow raises bare OSErrors for data that it can't make sense of.
-        if type(error) is not OSError or error.errno is not None:
+        # Pyarrow raises bare OSErrors for data that it can't make sense of; EINVAL: it was led to a place that no file has.
+        if type(error) is not OSError or error.errno not in (None, EINVAL):
             raise
         raise corrupt(path, place, f"it can't be read: {_first_line(error)}") from error
 

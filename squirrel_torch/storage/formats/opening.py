@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-from squirrel_torch.storage.files import check_options, tried
+from squirrel_torch.storage.files import check_options, require_filesystem, tried
 
 __all__ = ["FileStream", "Urls", "base_name", "below", "find_files", "open_file", "read_bytes"]
 
@@ -92,6 +92,7 @@ def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     import fsspec
 
     check_options(url, options)
+    require_filesystem(url)
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, path
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from squirrel_torch import CorruptDataError, IterableSource, StoreError
 from squirrel_torch.storage.formats import ArrowFiles, ParquetFiles
 from tests.storage.formats.support import check, cut_everywhere, outcome, right_or_error, same
+from tests.support import PYARROW
 
 ROWS = 53
 
@@ -211,6 +212,8 @@ class TestValues:
 
     @pytest.mark.parametrize(("name", "suffix"), list(product(CASES, ("parquet", "arrow"))))
     def test_as_they_were(self, tmp_path, name, suffix):
+        if (name, suffix) == ("string_view", "parquet") and PYARROW < 21:
+            pytest.skip("pyarrow writes them from version 21 on")
         kind, values = self.CASES[name]
         array = pa.array(values, pa.string()).dictionary_encode() if name == "dictionary" else pa.array(values, kind)
         reader, write = KINDS[suffix]

@@ -428,6 +428,7 @@ class TestBatches:
         with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
             next(iter(IterableSource(store).batched(2, default_collate)))
 
+    @pytest.mark.filterwarnings("ignore:In future, it will be an error for 'np.bool:DeprecationWarning")
     @pytest.mark.parametrize("block_rows", [1, 2])
     @pytest.mark.parametrize(
         "make",
