@@ -137,7 +137,10 @@ def ranks_of(group: Any = None) -> list[int]:
     """The processes that share a stream which is split by a group or a device mesh: their numbers among all processes."""
     if _is_mesh(group):
         return [int(rank) for rank in group.mesh.flatten().tolist()]
-    return [int(rank) for rank in dist.get_process_group_ranks(group)] if can_gather() else [0]
+    if not can_gather():
+        return [0]
+    # Torch before 2.7 knows no None here.
+    return [int(rank) for rank in dist.get_process_group_ranks(dist.group.WORLD if group is None else group)]
 
 
 def worker_shard() -> Shard:

@@ -26,19 +26,18 @@ USES = {
     ("s3fs", "s3"): [
         "squirrel_torch.ShardStore('s3://bucket/data')",
         "squirrel_torch.FilesystemStore('s3://bucket/data')",
-        "squirrel_torch.storage.formats.ParquetFiles('s3://bucket/data')",
+        "formats.ParquetFiles('s3://bucket/data')",
         "squirrel_torch.FilePathGenerator('s3://bucket/data')",
     ],
-    ("pillow", "images"): [
-        "squirrel_torch.IterableSource(squirrel_torch.storage.formats.ImageFolder('images', decode=True)).join()"
-    ],
+    ("pillow", "images"): ["squirrel_torch.IterableSource(formats.ImageFolder('images', decode=True)).join()"],
 }
 SCRIPT = f"""
 import json, sys
 from pathlib import Path
 for name in {MISSING!r}:
     sys.modules[name] = None  # importing it is an ImportError, and nothing finds it
-import squirrel_torch, squirrel_torch.storage.formats
+import squirrel_torch
+from squirrel_torch.storage import formats
 Path("images/cats").mkdir(parents=True)
 Path("images/cats/0.png").write_bytes(b"not looked at")
 chain = squirrel_torch.IterableSource([1, 2])
