@@ -1,6 +1,6 @@
 """Runs scripts in forks of a process that has imported what they need: paths come in, a line each, and exit codes go out.
 
-To import torch takes longer than most documents.
+To import torch takes longer than most documents; so does Lightning, and what the first optimizer of torch imports.
 """
 
 import atexit
@@ -9,12 +9,19 @@ import runpy
 import sys
 import threading
 import traceback
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np  # noqa: F401
 import torch  # noqa: F401
 
 import squirrel_torch  # noqa: F401
+
+with warnings.catch_warnings(), suppress(ImportError):
+    warnings.simplefilter("ignore")
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    import lightning  # noqa: F401
 
 
 def run(path: str) -> int:
