@@ -899,9 +899,9 @@ class Composable(DataPipe[T_co]):
         return self.then(monitored.told_apart(monitors_of(self._links())))
 
     def explain(self) -> Explanation:
-        """Say how this chain goes on after a stop: what decides it, what it costs, what to change for the better.
+        """Say how this chain can be resumed after a stop: what decides it, what it costs, and what would make it better.
 
-        The source is looked at, and perhaps counted; no item is made.
+        The source is inspected, and perhaps counted. No item is made.
 
         Returns:
             What to print. Its attributes hold the parts.

@@ -165,7 +165,7 @@ class Stage(ABC, Generic[T, U]):
         return self.apply(iter(upstream))
 
     def follow(self, steps: Iterator[Step], memory: dict[str, Any], following: Following) -> Iterator[Step]:
-        """Like `start`, for a run that can be gone on with: items travel with their ids.
+        """Like `start`, for a run that can be resumed: items travel with their ids.
 
         What a stage has to know to go on is in `memory`, and only there: local variables are lost. It is filled before each
         ``yield``, and holds what `remembers` says, plain JSON types; items are never in it, their ids are. A run that goes on

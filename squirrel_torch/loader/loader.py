@@ -57,15 +57,15 @@ _numbers: Final = count()
 
 
 class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_co]):
-    """A DataLoader over a chain: each sample of an epoch reaches one rank, once, also through stops and restarts.
+    """A DataLoader over a chain: each sample of an epoch reaches one rank, once, even across stops and restarts.
 
-    `state_dict()` tells how far it has come: what was delivered, not what was made ahead. Loaded into another loader over
-    the same chain, on any number of ranks and workers and with any batch size, it goes on right there. Where the order of the
-    chain is arithmetic (`explain` says so), the state is a position: it has less than a kilobyte, is the same on all ranks,
-    and the batches of a rank are the same for every number of workers.
+    `state_dict()` says how far it has come: what was delivered, not what was made ahead. Load it into another loader over the
+    same chain, on any number of ranks and workers and with any batch size, and that loader continues right there. If the order
+    of the chain is arithmetic (`explain` says so), the state is a position of less than a kilobyte, which is the same on all
+    ranks, and the batches of a rank are the same for every number of workers.
 
-    The loader deals out the samples itself, so splits need not be written; those that are written are left out, but for the
-    group of a `split_by_rank`.
+    The loader divides the samples among ranks and workers itself, so the chain needs no splits. Those that it has are ignored,
+    except for the group of a `split_by_rank`.
 
     Each pass is the next epoch. A pass after `load_state_dict` is the rest of the epoch that was stopped.
 
@@ -74,12 +74,12 @@ class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_c
         batch_size: Samples of a batch, where the chain makes no batches itself.
         num_workers: Processes that make the batches; 0: this process makes them.
         collate_fn: Makes a batch of the list of its samples, with `batch_size`. By default torch's `default_collate`.
-        tail: What becomes of the samples at the end of an epoch that don't make a batch for each rank. "exact": they are
-            delivered in smaller batches, and some ranks may get one sample less, or make one step less, than others. "pad": all
-            ranks get whole batches, filled up with samples that come again, and a mask: dicts get an entry "mask", a bool
-            tensor of shape `[batch]` that is False for what fills up, other batches come as `Padded(batch, mask)`; `unpadded`
-            takes it off. "drop": all ranks make the same steps with as many samples each, the rest is left out; `dropped`
-            says how many. "drop" is the default.
+        tail: What happens to the samples at the end of an epoch that don't make a batch for each rank. "drop", the default: all
+            ranks take the same number of steps with the same number of samples, the rest is left out, and `dropped` says how
+            many. "pad": all ranks get full batches, filled up with samples that come again, and a mask. Batches that are dicts
+            get an entry "mask", a bool tensor of shape `[batch]` that is False for what fills up; others come as
+            `Padded(batch, mask)`. `unpadded` removes what fills up. "exact": the samples are delivered in smaller batches, and
+            some ranks may get one sample less, or take one step less, than others.
 
             Where the chain is not planned, nobody knows beforehand how many samples there are for each rank. Then "exact" may
             give them very different numbers of steps. With "pad" and "drop" the ranks agree on the number of steps, a few

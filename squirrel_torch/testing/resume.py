@@ -17,7 +17,7 @@ __all__ = ["check_resume"]
 
 
 def check_resume(*pipelines: Composable[Any], epoch: int = 0) -> None:
-    """Try whether chains can be gone on with from before each of their items, in another process.
+    """Check that chains can be resumed from before each of their items, in another process.
 
     Each is run once, and its state saved before each item and behind the last. Another process, which knows the chains and
     nothing else, goes on from each of these states, to the end: it must give all the items that are left, in their order.
