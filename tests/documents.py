@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np  # noqa: F401
-import torch  # noqa: F401
+import torch
 
 import squirrel_torch  # noqa: F401
 
