@@ -9,9 +9,8 @@ import time
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from torch.utils.data import default_collate
-
 from squirrel_torch import IterableSource, MemoryStore
+from torch.utils.data import default_collate
 
 store = MemoryStore()
 _rows = np.random.default_rng(0).integers(0, 427 - 224, 400)

@@ -22,7 +22,7 @@ from squirrel_torch.seeding import DEFAULT_SEED
 from squirrel_torch.sharding import WHOLE, Shard
 from squirrel_torch.storage import Ids, NumberedBlocks, PartOfRows, Readable, Rows
 
-__all__ = ["IterableSource", "MapStyle", "Source"]
+__all__ = ["IterableSource", "MapStyle", "Source", "may_divide_itself"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -30,6 +30,11 @@ T_co = TypeVar("T_co", covariant=True)
 # Their `__length_hint__` is exact: what was read can be told afterwards, and costs nothing while reading.
 _EMPTY: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items(), set(), "", b"")
 _COUNTABLE = tuple(type(iter(kind)) for kind in _EMPTY)
+
+
+def may_divide_itself(source: object) -> bool:
+    """Whether a source may give other items in each worker or rank, by itself: a dataset that is not ours."""
+    return isinstance(source, IterableDataset) and not is_datapipe(source)
 
 
 class MapStyle(Protocol[T_co]):
@@ -193,7 +198,7 @@ class IterableSource(Source[T_co]):
 
         Torch's own shuffles get the same seed on all ranks and workers, and a new one in each epoch.
         """
-        if isinstance(source, IterableDataset) and not is_datapipe(source) and lifetime.automatic:
+        if may_divide_itself(source) and lifetime.automatic:
             raise ShardingError(
                 "the stream has no split, and can't be split automatically: its source is the dataset "
                 f"{type(source).__qualname__}, which may divide its items among ranks and workers itself. If it doesn't, add "

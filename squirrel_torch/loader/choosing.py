@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from torch.utils.data import default_collate
@@ -10,19 +10,21 @@ from torch.utils.data import default_collate
 from squirrel_torch.checks import require_one_of
 from squirrel_torch.errors import ShardingError
 from squirrel_torch.iterstream.base import Composable
+from squirrel_torch.iterstream.iterable import may_divide_itself
 from squirrel_torch.iterstream.layout import Layout, Mode
+from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
-from squirrel_torch.loader.course import Course
+from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.planned import PlannedCourse
 from squirrel_torch.loader.streamed import StreamedCourse
 from squirrel_torch.loader.streams import split_place
 from squirrel_torch.plan import Tail
 
-__all__ = ["course_of", "dataset_of"]
+__all__ = ["course_of", "dataset_of", "require_whole_sources"]
 
 
 def dataset_of(
@@ -62,6 +64,28 @@ def course_of(layout: Layout, tail: Tail | None, streams: int | None) -> Course[
     if streams is None and (place := _dealt_at(layout)) is not None:
         return DealtCourse(layout, place, pads=pads)
     return StreamedCourse(layout, streams, pads=pads)
+
+
+def require_whole_sources(layout: Layout, world: World) -> None:
+    """Refuse a source that may divide itself where several processes are to share the stream: it would be divided twice.
+
+    Raises:
+        ShardingError: If there is one, and no split in the chain says that it gives everything to everybody.
+    """
+    if world.rank.count * world.workers > 1 and layout.split_at is None:
+        _require_whole_sources(layout.links)
+
+
+def _require_whole_sources(links: Sequence[Composable[Any]]) -> None:
+    for branch in links[0].branches if isinstance(links[0], Mix) else ():
+        _require_whole_sources(branch._links())
+    if may_divide_itself(links[0].source):
+        raise ShardingError(
+            f"the source is the dataset {type(links[0].source).__qualname__}, which may divide its items among ranks and "
+            "workers itself, and a StreamLoader would divide them a second time. If it doesn't, add .split_by_rank() and "
+            ".split_by_worker() to the chain; if it does, use num_workers=0 on one rank, or a DataLoader over "
+            ".to_torch_iterable(False, False)"
+        )
 
 
 def _dealt_at(layout: Layout) -> int | None:

@@ -20,7 +20,7 @@ from squirrel_torch.iterstream.base import Composable
 from squirrel_torch.iterstream.layout import Mode, layout_of, signature
 from squirrel_torch.iterstream.torch_composables import TorchIterable
 from squirrel_torch.loader.accelerate import Dealt, TakenByAccelerate
-from squirrel_torch.loader.choosing import course_of, dataset_of
+from squirrel_torch.loader.choosing import course_of, dataset_of, require_whole_sources
 from squirrel_torch.loader.council import Council
 from squirrel_torch.loader.course import Course, World
 from squirrel_torch.loader.even import Even
@@ -228,6 +228,7 @@ class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_c
         """Start the next epoch, or go on with the one that was stopped. An iterator that is still there is closed."""
         self._leave()
         world = self._world()
+        require_whole_sources(self._layout, world)
         self._epochs.note(self._place, self._place_world)
         self._place, self._place_world, self._has_ended = self._begin(world), world, False
         batches = Batches(self, self._place, world)

@@ -8,6 +8,7 @@ from collections import defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import IterableDataset, get_worker_info
 
 from squirrel_torch import (
     FingerprintMismatch,
@@ -16,6 +17,7 @@ from squirrel_torch import (
     Multiplexer,
     MultiplexingStrategy,
     ReplayMismatch,
+    ShardingError,
     ShardStore,
     StateError,
     StreamLoader,
@@ -276,3 +278,39 @@ def test_a_dataset_that_changed_is_named(tmp_path):
         loader().load_state_dict(state)
     with pytest.raises(FingerprintMismatch, match="removed: Filter"):
         StreamLoader(IterableSource(ShardStore(tmp_path)).flat_map(lambda x: [x]).batched(4)).load_state_dict(state)
+
+
+class DividesItself(IterableDataset):
+    """As Hugging Face's do."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        return iter(range(COUNT) if info is None else range(info.id, COUNT, info.num_workers))
+
+
+class TestDatasetsThatDivideThemselves:
+    """Divided a second time they would lose items."""
+
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_are_refused_where_they_would_be_divided_again(self, mixed):
+        chain = (IterableSamplerSource([DividesItself(), [1]]) if mixed else IterableSource(DividesItself())).batched(2)
+        with pytest.raises(ShardingError, match="the dataset DividesItself, which may divide its items"):
+            iter(StreamLoader(chain, num_workers=2))
+        with as_rank(0, 2), pytest.raises(ShardingError, match="a StreamLoader would divide them a second time"):
+            iter(StreamLoader(chain))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_serve_one_process(self, workers):
+        chain = IterableSource(DividesItself()).batched(2, drop_last_if_not_full=False)
+        assert flat(StreamLoader(chain, num_workers=workers)) == list(range(COUNT))
+
+    @pytest.mark.slow
+    def test_a_written_split_says_that_they_do_not(self):
+        chain = IterableSource(OfEverybody()).split_by_worker().batched(2, drop_last_if_not_full=False)
+        assert sorted(flat(StreamLoader(chain, num_workers=2))) == list(range(COUNT))
+
+
+class OfEverybody(IterableDataset):
+    def __iter__(self):
+        return iter(range(COUNT))

@@ -171,7 +171,7 @@ class GroupReader(FileReader):
         before = number - group  # the first group of the file
         return path, row - (ends[before - 1] if before else 0)
 
-    def _by_number(self) -> numbered.Rows:
+    def _by_number(self) -> numbered.Rows | None:
         return _GroupedRows(self)
 
     def _expect(self, path: str, group: int, rows: int) -> None:

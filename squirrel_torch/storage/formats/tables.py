@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 from squirrel_torch.errors import StoreError
+from squirrel_torch.storage import rows as numbered
 from squirrel_torch.storage.formats.columns import arrow_errors, check_names, rows_of, taken
 from squirrel_torch.storage.formats.opening import Urls, open_file
 from squirrel_torch.storage.formats.reader import GroupReader, Rows, corrupt, own_rows
@@ -151,6 +152,17 @@ class ArrowFiles(_TableReader):
 
     def __init__(self, url: Urls, columns: Sequence[str] | None = None, **storage_options: Any) -> None:
         super().__init__(url, columns, storage_options)
+        self._has_index: bool | None = None  # not looked at yet
+
+    def _by_number(self) -> numbered.Rows | None:
+        """None if one of the files is a stream, which has no index."""
+        if self._has_index is None:
+            try:
+                self._groups()
+                self._has_index = True
+            except TypeError:  # of `_count`
+                self._has_index = False
+        return super()._by_number() if self._has_index else None
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[tuple[Any, Any]]:

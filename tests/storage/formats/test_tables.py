@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from squirrel_torch import CorruptDataError, IterableSource, StoreError
+from squirrel_torch import CorruptDataError, IterableSource, StoreError, StreamLoader
 from squirrel_torch.storage.formats import ArrowFiles, ParquetFiles
 from tests.storage.formats.support import check, cut_everywhere, outcome, right_or_error, same
 from tests.support import PYARROW
@@ -166,6 +166,9 @@ class TestIndex:
             len(reader)
         with pytest.raises(TypeError, match="is an IPC stream"):
             reader[0]
+        chain = IterableSource(reader).map(lambda sample: sample["id"])
+        assert chain.explain().mode == "replayed"
+        assert [number for batch in StreamLoader(chain, batch_size=7) for number in batch.tolist()] == list(range(ROWS))
 
     def test_the_kept_group_does_not_travel(self, tmp_path):
         write_parquet(tmp_path / "a.parquet", table(10_000), size=10_000)
