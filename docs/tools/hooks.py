@@ -28,7 +28,7 @@ def _beside() -> dict[str, str]:
     maps = {path: f"code/{path.parent.name}.md" for path in sorted(ROOT.glob("squirrel_torch/*/README.md"))}
     maps[ROOT / "tests/benchmarks/README.md"] = "code/benchmarks.md"
     maps[ROOT / "README.md"] = "code/readme.md"
-    maps |= {ROOT / f"{name}.md": f"code/{name.lower()}.md" for name in ("CONTRIBUTING", "SECURITY")}
+    maps |= {ROOT / f"{name}.md": f"code/{name.lower()}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG")}
     maps[ROOT / "examples/README.md"] = "examples/index.md"
     maps |= {path: f"examples/{path.stem}.md" for path in sorted(ROOT.glob("examples/*.[pi][yp]*"))}
     return {path.relative_to(ROOT).as_posix(): page for path, page in maps.items()}
