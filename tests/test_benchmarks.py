@@ -114,9 +114,9 @@ def test_a_page_is_made_anew_between_its_marks(tmp_path, monkeypatch):
         assert "old" not in text
     assert re.findall(r"\((.*\.svg)\)", text) == ["../pictures/beside-stream.svg", "../pictures/beside-training.svg"]
     assert "* go on at 90 % of an epoch: litdata\n" in text
-    assert beside_page.unexplained(page, rows) == ["go on at 90 % of an epoch"]
+    assert beside_page.unexplained(page, rows, found) == ["map, filter, batch of 64", "go on at 90 % of an epoch"]
     page.write_text(text.replace("below", "**go on at 90 % of an epoch**: because"))
-    assert beside_page.unexplained(page, rows) == []
+    assert beside_page.unexplained(page, rows, found) == ["map, filter, batch of 64"]
 
     bars = [bar.get("class") for bar in ET.parse(tmp_path / "beside-training.svg").iter("{http://www.w3.org/2000/svg}rect")]
     assert bars == ["bo", "bp"] * 2

@@ -64,8 +64,9 @@ def _listed(lines: Iterable[str]) -> str:
     return "\n".join(f"* {line}" for line in found) if found else "None."
 
 
-def unexplained(page: Path, rows: Sequence[Row]) -> list[str]:
-    """The jobs in which a peer is faster, and of which the part that is written by hand says nothing in bold."""
+def unexplained(page: Path, rows: Sequence[Row], results: Results) -> list[str]:
+    """The jobs that a peer does faster, or that miss a target, and of which the part written by hand says nothing in bold."""
     text = page.read_text()
     written = text.partition(BEGIN)[0] + text.partition(END)[2]
-    return [row.job.name for row in rows if row.faster and f"**{row.job.name}**" not in written]
+    lost = [row.job for row in rows if row.faster or missed({row.job.table: results.tables[row.job.table]})]
+    return [job.name for job in lost if f"**{job.name}**" not in written]
