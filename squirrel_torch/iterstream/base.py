@@ -255,7 +255,7 @@ class Composable(DataPipe[T_co]):
         if self._custom or stage is None:
             return shard.of(self._open_view(upstream.limited(stage.shard()) if isinstance(stage, SplitStage) else upstream))
         if isinstance(stage, SplitStage):
-            lifetime.automatic = lifetime.automatic or isinstance(stage, AutoSplit)
+            lifetime.automatic = lifetime.automatic or (isinstance(stage, AutoSplit) and not stage.written)
             return upstream.part(shard.within(stage.shard()))
         if self._follows:
             from squirrel_torch.iterstream.tracking import followed

@@ -200,9 +200,10 @@ class IterableSource(Source[T_co]):
         """
         if may_divide_itself(source) and lifetime.automatic:
             raise ShardingError(
-                "the stream has no split, and can't be split automatically: its source is the dataset "
+                "the stream lacks a split, and can't be split automatically: its source is the dataset "
                 f"{type(source).__qualname__}, which may divide its items among ranks and workers itself. If it doesn't, add "
-                ".split_by_rank() and .split_by_worker() to the chain; if it does, end it with .to_torch_iterable(False, False)"
+                ".split_by_rank() and .split_by_worker() to the chain; if it does, use a DataLoader over "
+                ".to_torch_iterable(False, False)"
             )
         if not is_datapipe(source):
             return

@@ -14,7 +14,7 @@ from squirrel_torch.iterstream.datapipe import is_datapipe
 from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.planned import Planned, is_opaque, makes_one, planned_prefix
 from squirrel_torch.iterstream.splits import splits_of
-from squirrel_torch.iterstream.stage import Context
+from squirrel_torch.iterstream.stage import Context, Split
 from squirrel_torch.iterstream.stages import (
     Batched,
     RankSplit,
@@ -55,6 +55,7 @@ class Layout:
         why: What that place does, in words.
         remedy: What to change to get a better mode; empty if there is nothing.
         split: The split by rank that was written into it, if one was.
+        splits: The axes along which it was divided.
         split_at: The index in `links` before which the first split was written, if one was.
         ordering: Of a planned chain, the source and the stages that order and choose.
         data: Of a planned chain, all other stages.
@@ -67,6 +68,7 @@ class Layout:
     why: str = ""
     remedy: str = ""
     split: RankSplit[Any] | None = None
+    splits: Split = Split.NONE
     split_at: int | None = None
     ordering: tuple[Composable[Any], ...] = ()
     data: tuple[Composable[Any], ...] = ()
@@ -116,10 +118,11 @@ def layout_of(chain: Composable[Any]) -> Layout:
     """What can be done with a chain. Its source is looked at, and perhaps counted.
 
     Raises:
-        ShardingError: If it is split in a place where the splits can't be taken over: inside a pipe of torch.
+        ShardingError: If it is split in a place where the splits can't be taken over, inside a pipe of torch, or if it is
+            split where it is split already.
     """
     links, split, split_at = _without_splits(chain)
-    return replace(_decided(links), split=split, split_at=split_at)
+    return replace(_decided(links), split=split, splits=splits_of(chain), split_at=split_at)
 
 
 def _decided(links: Links) -> Layout:

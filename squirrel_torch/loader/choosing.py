@@ -17,7 +17,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.torch_composables import TorchIterable
-from squirrel_torch.loader.course import Course, World
+from squirrel_torch.loader.course import Course, World, is_automatic
 from squirrel_torch.loader.dealt import DealtCourse, is_dealt
 from squirrel_torch.loader.planned import PlannedCourse
 from squirrel_torch.loader.streamed import StreamedCourse
@@ -69,10 +69,12 @@ def course_of(layout: Layout, tail: Tail | None, streams: int | None) -> Course[
 def require_whole_sources(layout: Layout, world: World) -> None:
     """Refuse a source that may divide itself where several processes are to share the stream: it would be divided twice.
 
+    What a callable gives, and what pipes of torch hold, is seen where it is opened.
+
     Raises:
-        ShardingError: If there is one, and no split in the chain says that it gives everything to everybody.
+        ShardingError: If there is one, and no splits in the chain say that it gives everything to everybody.
     """
-    if world.rank.count * world.workers > 1 and layout.split_at is None:
+    if is_automatic(layout, world):
         _require_whole_sources(layout.links)
 
 

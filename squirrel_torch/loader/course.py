@@ -9,12 +9,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from squirrel_torch.errors import FingerprintMismatch, PipelineError, StateError
 from squirrel_torch.iterstream.layout import Layout, require_same_chain, signature
+from squirrel_torch.iterstream.stage import Split
 from squirrel_torch.loader.work import Work
 from squirrel_torch.loader.workers import END
 from squirrel_torch.plan.state import whole
 from squirrel_torch.sharding import Shard
 
-__all__ = ["END", "Course", "Hands", "World", "require_end"]
+__all__ = ["END", "Course", "Hands", "World", "is_automatic", "require_end"]
 
 P = TypeVar("P")
 
@@ -30,6 +31,12 @@ class World:
 
     rank: Shard
     workers: int
+
+
+def is_automatic(layout: Layout, world: World) -> bool:
+    """Whether several processes share the stream along an axis along which no split was written."""
+    ranks = world.rank.count > 1 and not layout.splits & Split.RANK
+    return bool(ranks or (world.workers > 1 and not layout.splits & Split.WORKER))
 
 
 class Hands(Protocol):

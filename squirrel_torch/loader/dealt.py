@@ -21,7 +21,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context, Step
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.tracking import Given, Tracked, check_state, track
-from squirrel_torch.loader.course import END, Course, Hands, World, require_end
+from squirrel_torch.loader.course import END, Course, Hands, World, is_automatic, require_end
 from squirrel_torch.loader.filling import filled, mask_of, real_samples
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.work import with_stage
@@ -89,6 +89,7 @@ class DealtWork:
         rank: Whose batches are made.
         batch: Samples of a batch.
         fills: Whether a last batch that is smaller is filled up.
+        automatic: Whether the chain is divided among several processes without saying so.
     """
 
     place: Place
@@ -97,12 +98,14 @@ class DealtWork:
     rank: int
     batch: int
     fills: bool = False
+    automatic: bool = False
 
     def batches(
         self, layout: Layout, worker: int, count: int, collected: Collected | None = None
     ) -> Iterator[tuple[Ticket, Any]]:
         """The batches of every `count`-th step; the last one may be smaller."""
-        beginning = track(layout.links[: self.split], self.place.epoch, self.place.state, collected)
+        before = layout.links[: self.split]
+        beginning = track(before, self.place.epoch, self.place.state, collected, automatic=self.automatic)
         marks: deque[tuple[int, list[Any] | None]] = deque()
         links = self._links(layout, self._own(beginning, marks, worker, count))
         # The rest has a place of its own for the beginning.
@@ -183,7 +186,8 @@ class DealtCourse(Course[Place]):
 
     def deliver(self, place: Place, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[Place, Any]]:
         ranks, size = world.rank.count, world.rank.count * self._batch
-        hands.start(DealtWork(place, self._split, ranks, world.rank.index, self._batch, self._pads), seeds)
+        automatic = is_automatic(self.layout, world)
+        hands.start(DealtWork(place, self._split, ranks, world.rank.index, self._batch, self._pads, automatic), seeds)
         now = place
         for step in count_from():
             worker = step % world.workers

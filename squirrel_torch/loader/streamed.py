@@ -18,7 +18,7 @@ from squirrel_torch.iterstream.planned import planned_prefix
 from squirrel_torch.iterstream.stage import Context
 from squirrel_torch.iterstream.stages import Batched
 from squirrel_torch.iterstream.tracking import check_state
-from squirrel_torch.loader.course import END, Course, Hands, World, require_end
+from squirrel_torch.loader.course import END, Course, Hands, World, is_automatic, require_end
 from squirrel_torch.loader.filling import batch_size_of, mask_of
 from squirrel_torch.loader.padding import with_mask
 from squirrel_torch.loader.streams import Part, StreamedWork, next_stream, stream_links
@@ -100,7 +100,8 @@ class StreamedCourse(Course[Place]):
     def deliver(self, place: Place, world: World, hands: Hands, seeds: Sequence[int]) -> Iterator[tuple[Place, Any]]:
         own = hosted(place.count, world)
         parts = {stream: place.parts[stream] for stream in own}
-        hands.start(StreamedWork(place.epoch, place.count, tuple(parts.items()), self._pads), seeds)
+        automatic = is_automatic(self.layout, world)
+        hands.start(StreamedWork(place.epoch, place.count, tuple(parts.items()), self._pads, automatic), seeds)
         workers = dict(zip(own, cycle(range(world.workers)), strict=False))
         given = {stream: part.given for stream, part in parts.items() if not part.ended}
         step = place.step

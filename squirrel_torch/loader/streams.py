@@ -57,12 +57,14 @@ class StreamedWork:
         count: How many streams there are on all ranks.
         parts: Those of the rank, and how far each has come.
         fills: Whether batches at the ends of the streams are filled up.
+        automatic: Whether the chain is divided among several processes without saying so.
     """
 
     epoch: int
     count: int
     parts: tuple[tuple[int, Part], ...]
     fills: bool = False
+    automatic: bool = False
 
     def batches(
         self, layout: Layout, worker: int, count: int, collected: Collected | None = None
@@ -76,9 +78,9 @@ class StreamedWork:
             while given:
                 stream = next_stream(given)
                 if stream not in runs:
-                    links = stream_links(layout, Shard(stream, self.count))
+                    links = stream_links(layout, Shard(stream, self.count), written=not self.automatic)
                     links = filled(links) if self.fills else links
-                    runs[stream] = track(links, self.epoch, own[stream].state, observer)
+                    runs[stream] = track(links, self.epoch, own[stream].state, observer, automatic=self.automatic)
                 item = next(runs[stream], END)
                 if item is END:
                     del given[stream]
@@ -101,11 +103,11 @@ def next_stream(given: Mapping[int, int]) -> int:
     return min(given, key=lambda stream: (given[stream], stream))
 
 
-def stream_links(layout: Layout, share: Shard) -> list[Composable[Any]]:
+def stream_links(layout: Layout, share: Shard, *, written: bool = True) -> list[Composable[Any]]:
     """The places of a chain, reduced to the share of one stream."""
     links = [_of_stream(link, share.count) for link in layout.links]
     if share.count > 1:
-        links.insert(split_place(layout), Composable(stage=AutoSplit(share)))
+        links.insert(split_place(layout), Composable(stage=AutoSplit(share, written)))
     return links
 
 

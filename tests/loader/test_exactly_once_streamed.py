@@ -8,7 +8,9 @@ from collections import defaultdict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.datapipes.iter import IterableWrapper
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from squirrel_torch import (
     FingerprintMismatch,
@@ -299,6 +301,30 @@ class TestDatasetsThatDivideThemselves:
         with as_rank(0, 2), pytest.raises(ShardingError, match="a StreamLoader would divide them a second time"):
             iter(StreamLoader(chain))
 
+    @pytest.mark.parametrize("mixed", [False, True])
+    @pytest.mark.parametrize(
+        "source", [DividesItself, lambda: IterableSource(DividesItself()), IterableWrapper(DividesItself())]
+    )
+    @pytest.mark.parametrize("behind", [lambda chain: chain, lambda chain: chain.take(8), lambda chain: chain.map(drawing)])
+    def test_are_refused_where_a_callable_gives_or_a_pipe_holds_them(self, mixed, source, behind):
+        chain = behind(IterableSamplerSource([IterableSource(source)]) if mixed else IterableSource(source)).batched(2)
+        with as_rank(0, 2), pytest.raises(ShardingError, match="source is the dataset DividesItself, which may divide its"):
+            list(StreamLoader(chain))
+
+    def test_are_refused_where_a_split_is_missing(self):
+        chain = IterableSource(DividesItself()).split_by_rank().batched(2)
+        with as_rank(0, 2):
+            iter(StreamLoader(chain))
+            with pytest.raises(ShardingError, match="a StreamLoader would divide them a second time"):
+                iter(StreamLoader(chain, num_workers=2))
+
+    @pytest.mark.filterwarnings("ignore:.set_vital.:UserWarning")
+    @pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
+    def test_are_refused_by_loaders_of_torch(self, loader):
+        chain = IterableSource(DividesItself()).map(drawing)
+        with as_rank(0, 2), pytest.raises(ShardingError, match="source is the dataset DividesItself, which may divide its"):
+            list(loader(chain.to_torch_iterable(), batch_size=None))
+
     @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 1])
     def test_serve_one_process(self, workers):
@@ -310,7 +336,27 @@ class TestDatasetsThatDivideThemselves:
         chain = IterableSource(OfEverybody()).split_by_worker().batched(2, drop_last_if_not_full=False)
         assert sorted(flat(StreamLoader(chain, num_workers=2))) == list(range(COUNT))
 
+    @pytest.mark.parametrize("source", [lambda: OfEverybody(), lambda: OfEverybody])
+    def test_nor_does_it_matter_where_it_is_written(self, source):
+        split = IterableSource(source()).split_by_rank().split_by_worker()
+        chains = [
+            split.map(drawing),
+            split.shuffle(4).filter(lambda x: True),
+            IterableSource(source()).take(COUNT).split_by_rank().split_by_worker(),
+            IterableSamplerSource([split]),
+        ]
+        for chain in chains:
+            given = []
+            for rank in range(2):
+                with as_rank(rank, 2):
+                    given += flat(StreamLoader(chain.batched(2, drop_last_if_not_full=False), tail="exact"))
+            assert sorted(given) == list(range(COUNT)), chain
+
 
 class OfEverybody(IterableDataset):
     def __iter__(self):
         return iter(range(COUNT))
+
+
+def drawing(x, rng):
+    return x

@@ -70,9 +70,15 @@ class WorkerSplit(SplitStage[T]):
 
 @dataclass(frozen=True)
 class AutoSplit(SplitStage[T]):
-    """A share that `TorchIterable` has worked out."""
+    """A share that `TorchIterable` or a loader has worked out.
+
+    Args:
+        share: Which one.
+        written: Whether it stands for splits that were written: somebody has said that the source gives everything to all.
+    """
 
     share: Shard = WHOLE
+    written: bool = False
 
     def shard(self) -> Shard:
         return self.share

@@ -13,6 +13,7 @@ from squirrel_torch.iterstream.mix import Mix
 from squirrel_torch.iterstream.multiplexer import Multiplexer
 from squirrel_torch.iterstream.planned import Numbered, is_opaque, planned_prefix, seed_before
 from squirrel_torch.iterstream.stage import Context, Id, Stage, Step
+from squirrel_torch.iterstream.stages import AutoSplit
 from squirrel_torch.iterstream.tracking.levels import Level, Memory, NumberedLevel, PlannedLevel, ReplayedLevel, StageLevel
 from squirrel_torch.iterstream.tracking.memory import check_memory, restored, said
 from squirrel_torch.iterstream.tracking.mixed import MixedLevel
@@ -35,6 +36,7 @@ class Tracked(Iterator[Step]):
         epoch: The number of the epoch.
         state: What `snapshot` gave; None to begin at the beginning.
         observer: Looks at it while it goes on.
+        automatic: Whether it is a share of what several processes run, of a chain that does not say so.
 
     Raises:
         StateError: If the state can't be one of this chain.
@@ -46,10 +48,13 @@ class Tracked(Iterator[Step]):
         epoch: int,
         state: list[Any] | None = None,
         observer: Observer | None = None,
+        *,
+        automatic: bool = False,
     ) -> None:
         check_state(links, state)
         self._state = state
         self._lifetime = lifetime = Lifetime(observer)
+        lifetime.automatic = automatic
         self._opened: list[Level] = []
         opened = self._opened
 
@@ -77,10 +82,15 @@ class Tracked(Iterator[Step]):
 
 
 def track(
-    links: Sequence[Composable[Any]], epoch: int, state: list[Any] | None = None, observer: Observer | None = None
+    links: Sequence[Composable[Any]],
+    epoch: int,
+    state: list[Any] | None = None,
+    observer: Observer | None = None,
+    *,
+    automatic: bool = False,
 ) -> Tracked:
     """See `Tracked`."""
-    return Tracked(links, epoch, state, observer)
+    return Tracked(links, epoch, state, observer, automatic=automatic)
 
 
 def followed(links: Sequence[Composable[Any]], context: Context, lifetime: Lifetime) -> Iterator[Any]:
@@ -134,6 +144,8 @@ def open_levels(
         state: What they remember; None at the beginning.
         needed: The ids of items of the first place that will be made again, where they have been worked out.
     """
+    # Before the source is opened, which may refuse to be split so.
+    lifetime.automatic |= any(isinstance(link._stage, AutoSplit) and not link._stage.written for link in links)
     kind, count, planned = _begin(links, context)
     memories = [restored(memory) for memory in state] if state is not None else [{} for _ in range(len(links) - count + 1)]
     if needed is None:
