@@ -1,5 +1,6 @@
 """The package as a whole: its names, its imports, its documents and its examples."""
 
+import html
 import importlib
 import os
 import pkgutil
@@ -128,6 +129,13 @@ def test_links_inside_the_project_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_what_the_readme_shows_of_a_profile_is_what_its_picture_shows():
+    picture = (ROOT / "docs" / "pictures" / "verdict.svg").read_text()
+    printed = re.search(r"\$ squirrel-torch profile .*\n((?:.+\n)+?)\.\.\.\n", (ROOT / "README.md").read_text())
+    assert html.escape(printed[1].replace("\n", " ").strip(), quote=False) in picture
+    assert not re.search(r">[^<]*(?:; |^)/", picture), "a path of somebody's machine"
 
 
 @pytest.mark.slow
