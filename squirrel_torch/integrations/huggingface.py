@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain, repeat
+from itertools import chain, compress, repeat
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class StreamTrainer(Trainer):
         if self._pads:
             inputs = {name: value for name, value in inputs.items() if name != MASK}
         if 0 < kept < rows:
-            inputs = {name: rows_of_mask(value, self._mask) for name, value in inputs.items()}
+            inputs = {name: _selected(value, self._mask) for name, value in inputs.items()}
         # A rank that has nothing goes along with what fills up: the others may need it, in a model that is divided.
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
@@ -267,3 +267,8 @@ def _same(batch: Any) -> Any:
 
 def _rows(batch: Mapping[str, Any]) -> int:
     return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.dim())
+
+
+def _selected(value: Any, mask: torch.Tensor) -> Any:
+    """The rows of an input for which the mask is True. A list has an entry for each sample, whatever is in that."""
+    return list(compress(value, mask.tolist())) if isinstance(value, list) else rows_of_mask(value, mask)

@@ -210,7 +210,8 @@ class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 3)
-    def forward(self, x, labels, id):
+    def forward(self, x, labels, id, boxes=None):
+        assert boxes is None or [len(one) for one in boxes] == [5 - i % 2 for i in id.tolist()]
         logits = self.layer(x)
         return {{"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits, "id": id}}
 
@@ -290,6 +291,9 @@ EVALUATE = (
     + """
 from torch.nn.functional import cross_entropy
 
+def with_boxes(some):
+    return {**default_collate(some), "boxes": [torch.zeros(5 - one["id"] % 2) for one in some]}
+
 def main():
     trainer = made()
     everything = list(samples(23))
@@ -304,6 +308,9 @@ def main():
     loader = StreamLoader(samples(11).batched(5, default_collate, drop_last_if_not_full=False), tail="pad")
     predicted = trainer.predict(loader)
     assert sorted(predicted.predictions[1].tolist()) == list(range(11))
+    boxes = samples(23).batched(5, with_boxes, drop_last_if_not_full=False)
+    # Some samples have as many boxes as a batch has samples.
+    assert sorted(trainer.evaluate(StreamLoader(boxes, tail="pad"))["eval_ids"]) == list(range(23))
     plain = trainer.evaluate([dict(sample) for sample in samples(20)])  # no loader, as ever
     assert sorted(plain["eval_ids"]) == list(range(20))
     if trainer.args.world_size == 3:
