@@ -246,11 +246,11 @@ class Composable(DataPipe[T_co]):
 
     @property
     def _follows(self) -> bool:
-        """See `run.Link`."""
+        """See `lifetime.Link`."""
         return not self._custom and self._stage is not None and self._stage.wanted is not None
 
     def _open(self, upstream: Upstream[Any], context: Context, lifetime: Lifetime, shard: Shard) -> Iterator[Any]:
-        """The iterator of this place of a run; see `run.Link`."""
+        """The iterator of this place of a run; see `lifetime.Link`."""
         stage = self._stage
         if self._custom or stage is None:
             return shard.of(self._open_view(upstream.limited(stage.shard()) if isinstance(stage, SplitStage) else upstream))

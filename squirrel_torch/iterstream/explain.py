@@ -15,7 +15,7 @@ _MODES = {
     Mode.PLANNED: (
         "the order of an epoch is arithmetic: a position says where it is",
         "opening the source, and making again what was in flight; the same at 10 % and at 90 % of an epoch",
-        "under a kilobyte, the same on all ranks: the state of any rank is enough",
+        "usually under a kilobyte, the same on all ranks: the state of any rank is enough",
         "on any number of ranks and workers, with any batch size: each sample once, in the same order",
     ),
     Mode.STREAMED: (

@@ -61,7 +61,7 @@ class StreamLoader(Looked[T_co], Traced[T_co], TakenByAccelerate, DataLoader[T_c
 
     `state_dict()` says how far it has come: what was delivered, not what was made ahead. Load it into another loader over the
     same chain, on any number of ranks and workers and with any batch size, and that loader continues right there. If the order
-    of the chain is arithmetic (`explain` says so), the state is a position of less than a kilobyte, which is the same on all
+    of the chain is arithmetic (`explain` says so), the state is a position, usually less than a kilobyte, the same on all
     ranks, and the batches of a rank are the same for every number of workers.
 
     The loader divides the samples among ranks and workers itself, so the chain needs no splits. Those that it has are ignored,

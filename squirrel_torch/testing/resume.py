@@ -31,12 +31,15 @@ def check_resume(*pipelines: Composable[Any], epoch: int = 0) -> None:
 
     Raises:
         AssertionError: If a state gives other items, with the first that differs.
+        TypeError: If there is no chain, or something that is none.
         Exception: Whatever the chain raises.
 
     Example:
         >>> from squirrel_torch import IterableSource
         >>> check_resume(IterableSource(range(9)).filter(lambda x: x % 2).shuffle(3))
     """
+    if not pipelines or not all(isinstance(pipeline, Composable) for pipeline in pipelines):
+        raise TypeError(f"pipelines must be chains, at least one, got {pipelines!r}; the epoch is given by its name")
     passed = [_passed(pipeline, epoch) for pipeline in pipelines]
     jobs = [(pipeline, states) for pipeline, (states, _) in zip(pipelines, passed, strict=True)]
     tails = _tails_elsewhere(jobs, epoch)
