@@ -183,10 +183,11 @@ def _stage_level(
     first = before[0]
     earlier = [*first.before, *before] if isinstance(first, Given) else before
     keyed = sum(link._stage is not None and link._stage.wanted is not None for link in earlier)
-    if last._stage is not None and last._stage.wanted is not None and any(link._repeats for link in before):
+    repeating = next((link for link in before if link._repeats), None)
+    if last._stage is not None and last._stage.wanted is not None and repeating is not None:
         raise PipelineError(
-            f"{last._describe()} asks for a generator and stands behind a loop, where each pass would draw the same numbers: "
-            "loop by epochs, or put it in front of the loop"
+            f"{last._describe()} asks for a generator and stands behind {repeating._describe()}, which may read what is before "
+            "it several times, and each time the same numbers would be drawn: put it in front of that, or loop by epochs"
         )
     own = context.below(sum(link._draws for link in before))
     return StageLevel(last, len(before), below, own, lifetime, memories[-1], seed_before(before), keyed)
