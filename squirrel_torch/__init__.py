@@ -35,6 +35,8 @@ from squirrel_torch.iterstream import (
     Composable,
     Context,
     FilePathGenerator,
+    Following,
+    Id,
     IterableSamplerSource,
     IterableSource,
     Multiplexer,
@@ -45,6 +47,7 @@ from squirrel_torch.iterstream import (
     SplitByWorker,
     Stage,
     StageReport,
+    Step,
     TorchIterable,
 )
 from squirrel_torch.loader import Origin, Padded, StreamLoader, unpadded
@@ -66,6 +69,8 @@ __all__ = [
     "FilePathGenerator",
     "FilesystemStore",
     "FingerprintMismatch",
+    "Following",
+    "Id",
     "IterableSamplerSource",
     "IterableSource",
     "MemoryStore",
@@ -94,6 +99,7 @@ __all__ = [
     "StageReport",
     "StageTimeout",
     "StateError",
+    "Step",
     "Store",
     "StoreError",
     "StreamLoader",
