@@ -238,7 +238,10 @@ class Flow:
     @property
     def first_without_result(self) -> int | None:
         """The index of the oldest item in flight, where the order is kept. Any thread may ask."""
-        return self._pending[0].start if self._pending else None
+        try:
+            return self._pending[0].start
+        except IndexError:  # there is none, or the reader has just taken it
+            return None
 
     @property
     def in_flight(self) -> int:
