@@ -302,7 +302,7 @@ class TestClosing:
         threshold = gc.get_threshold()
         gc.set_threshold(200, 10, 10)
         try:
-            for _ in range(25):
+            for _ in range(15):
                 holder = Holder()
                 holder.me = holder
                 holder.run = iter(

@@ -202,7 +202,7 @@ def test_a_resume_behind_every_step(tmp_path):
     code = (
         HEAD
         + """
-chain = IterableSource(range(103)).filter(lambda x: x % 2 or x % 12 == 0).shuffle(8)
+chain = IterableSource(range(61)).filter(lambda x: x % 2 or x % 12 == 0).shuffle(8)
 for tail in ("drop", "pad"):
     def new():
         return StreamLoader(chain, 2, tail=tail, streams=4)
