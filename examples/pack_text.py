@@ -25,8 +25,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from squirrel_torch import Composable, IterableSource, Stage, StreamLoader
-from squirrel_torch.iterstream import Following, Step
+from squirrel_torch import Composable, Following, IterableSource, Stage, Step, StreamLoader
 
 LENGTH, BATCH = 512, 8
 END = b"\0"

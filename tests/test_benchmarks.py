@@ -149,4 +149,5 @@ def test_one_table_is_measured_with_whoever_is_installed():
     command = [sys.executable, FOLDER, "--only", "chain", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\| map, filter, batch of 64 \| plain generators: [\d.,]+ [nu]s/item +\| \d+\.\d+ ", done.stdout, re.MULTILINE)
+    row = r"^\| map, filter, batch of 64 \| plain generators: [\d.,]+ [nu]s/item +\| \d+\.\d+ "
+    assert re.search(row, done.stdout, re.MULTILINE), done.stdout
